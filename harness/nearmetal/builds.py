@@ -1,0 +1,465 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Builds: kernels, QEMU, the Debian image, the first file system; each keyed by what went in.
+
+Nothing here knows of machines or measurements. Patched variants come from the same
+functions with the patches' files in the ingredients.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import debian, proc
+from .cache import Cache, Stored, sha256_file, sha256_tree
+from .errors import EnvironmentBroken
+from .settings import Settings
+from .sources import Source
+
+_BUILD_DEADLINE_S = 2 * 3600.0
+
+QEMU_CONFIGURE = (
+    "--target-list=x86_64-softmmu",
+    "--without-default-features",
+    "--enable-kvm",
+    "--enable-tcg",
+    "--enable-slirp",
+    "--enable-virtfs",
+    "--enable-attr",
+    "--enable-plugins",
+    "--disable-fdt",
+    "--enable-trace-backends=log",
+    "--disable-install-blobs",
+    "--disable-docs",
+    "--disable-werror",
+    "--prefix=/usr",
+)
+"""One configuration for the emulator and for the host's QEMU: unpatched they are one build."""
+
+QEMU_PYTHON = ("meson>=1.5,<2", "ninja", "pycotap>=1.1", "setuptools")
+
+
+class BuildFailed(EnvironmentBroken):
+    """A tree does not build; the detail is the compiler's own error."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A built kernel: the image, and its modules as a tree below ``modules``/lib/modules."""
+
+    image: Path
+    modules: Path
+    release: str
+    sha256: str
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """A built QEMU: the program and the folder of its firmware (for ``-L``)."""
+
+    program: Path
+    firmware: Path
+    version: str
+    sha256: str
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Image:
+    """The Debian root file system (squashfs), the same for host and guest."""
+
+    path: Path
+    sha256: str
+    fresh: bool
+
+
+def first_errors(log: str, most: int = 12) -> str:
+    """The lines of a build's log that say what is wrong: errors first, else the end."""
+    hits = [
+        line
+        for line in log.splitlines()
+        if re.search(r"(error:|Error \d|ERROR|undefined reference|FAILED:|\*\*\* )", line)
+    ]
+    return "\n".join(hits[:most]) if hits else proc.tail(log, most)
+
+
+def _ccache(cache: Cache, work: Path) -> dict[str, str]:
+    """ccache for a build below ``work``: paths relative to it, so that variants share hits."""
+    return {
+        "CCACHE_DIR": str(cache.root / "ccache"),
+        "CCACHE_BASEDIR": str(work),
+        "CCACHE_NOHASHDIR": "1",
+        "CCACHE_DEPEND": "1",
+        "CCACHE_COMPILERCHECK": "content",
+        "CCACHE_MAXSIZE": "5G",
+    }
+
+
+def _compiler() -> str:
+    return proc.run(["gcc", "-dumpfullversion"], deadline_s=30).stdout.strip()
+
+
+def _apply(patches: Sequence[Path], tree: Path) -> None:
+    for patch in patches:
+        proc.run(
+            ["patch", "-p1", "--batch", "--forward", "--fuzz=0", "-d", tree, "-i", patch],
+            deadline_s=120,
+            hint=f"{patch.name} does not apply; see 'nearmetal validate'",
+        )
+
+
+def kernel(
+    settings: Settings,
+    cache: Cache,
+    source: Source,
+    *,
+    patches: Sequence[Path] = (),
+    fragments: Sequence[Path] | None = None,
+) -> Kernel:
+    """Build a kernel: allnoconfig with the fragments laid over it.
+
+    Raises BuildFailed with the compiler's error, or with the options that the
+    configuration dropped silently (a dependency that is missing).
+    """
+    if fragments is None:
+        fragments = [settings.repo / "guest-images" / "kernel" / "base.config"]
+    wanted = "".join(path.read_text() for path in fragments)
+
+    def build(work: Path) -> dict[str, Any]:
+        src, out = work / "src", work / "out"
+        proc.run(["cp", "-al", source.folder, src], deadline_s=1200)
+        _apply(patches, src)
+        out.mkdir()
+        (work / "fragment").write_text(wanted)
+        env = {
+            **_ccache(cache, work),
+            "KCONFIG_ALLCONFIG": str(work / "fragment"),
+            "KBUILD_BUILD_USER": "nearmetal",
+            "KBUILD_BUILD_HOST": "nearmetal",
+            "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
+            "KBUILD_BUILD_VERSION": "1",
+        }
+        make = ["make", "-s", "-C", str(src), f"O={out}", "CC=ccache gcc", "HOSTCC=ccache gcc"]
+        log = cache.root / "tmp" / f"{work.name}.log"
+        try:
+            proc.run([*make, "allnoconfig"], deadline_s=600, env=env, log=log, tree=True)
+            lost = lost_options(wanted, (out / ".config").read_text())
+            if lost:
+                raise BuildFailed(
+                    f"the kernel configuration drops {', '.join(lost)}",
+                    hint="a dependency is missing in guest-images/kernel; see the Kconfig",
+                )
+            jobs = f"-j{settings.jobs}"
+            proc.run(
+                [*make, jobs, "bzImage", "modules"],
+                deadline_s=_BUILD_DEADLINE_S,
+                env=env,
+                log=log,
+                tree=True,
+            )
+            proc.run(
+                [*make, "modules_install", f"INSTALL_MOD_PATH={work / 'modules'}"],
+                deadline_s=600,
+                env=env,
+                log=log,
+                tree=True,
+            )
+        except proc.CommandFailed as error:
+            raise BuildFailed(
+                f"Linux {source.version} does not build: {error.message}",
+                detail=first_errors(error.output),
+                hint=f"the whole log is {log}",
+            ) from None
+        release = (out / "include" / "config" / "kernel.release").read_text().strip()
+        shutil.copy(out / "arch" / "x86" / "boot" / "bzImage", work / "bzImage")
+        shutil.copy(out / ".config", work / "config")
+        for link in (work / "modules" / "lib" / "modules" / release).glob("*"):
+            if link.is_symlink():
+                link.unlink()
+        shutil.rmtree(src)
+        shutil.rmtree(out)
+        log.unlink()
+        return {"release": release, "sha256": sha256_file(work / "bzImage")}
+
+    ingredients = {
+        "source": source.ingredients(),
+        "patches": [sha256_file(path) for path in patches],
+        "fragment": wanted,
+        "compiler": _compiler(),
+        "recipe": 1,
+    }
+    label = f"building Linux {source.version}" + (f" with {len(patches)} patches" if patches else "")
+    done = cache.make("kernel", ingredients, build, what=label)
+    return Kernel(
+        done.path / "bzImage",
+        done.path / "modules",
+        done.meta["release"],
+        done.meta["sha256"],
+        done.fresh,
+    )
+
+
+def lost_options(fragment: str, config: str) -> list[str]:
+    """The lines of a configuration fragment that a .config does not hold."""
+    lines = set(config.splitlines())
+    lost = []
+    for line in fragment.splitlines():
+        if not line.startswith("CONFIG_"):
+            continue
+        name, _, value = line.partition("=")
+        held = line in lines if value != "n" else not any(x.startswith(f"{name}=") for x in lines)
+        if not held:
+            lost.append(line)
+    return lost
+
+
+def _build_python(cache: Cache) -> Path:
+    """The Python environment that QEMU's build takes meson, ninja and pycotap from."""
+    import sys
+
+    def build(work: Path) -> None:
+        # a virtual environment cannot be moved: it is made where it will lie
+        final = cache.root / "venv" / "qemu-build"
+        if final.exists():
+            shutil.rmtree(final)
+        proc.run([sys.executable, "-m", "venv", final], deadline_s=300)
+        proc.run(
+            [final / "bin" / "python", "-m", "pip", "install", "--quiet", *QEMU_PYTHON],
+            deadline_s=900,
+            hint="check the network, then run again",
+        )
+
+    ingredients = {"packages": QEMU_PYTHON, "python": platform.python_version()}
+    final = cache.root / "venv" / "qemu-build" / "bin" / "python"
+    done = cache.make("buildenv", ingredients, build, what="installing QEMU's build tools")
+    if not final.exists():
+        shutil.rmtree(done.path)
+        cache.make("buildenv", ingredients, build, what="installing QEMU's build tools")
+    return final
+
+
+def qemu(
+    settings: Settings, cache: Cache, source: Source, *, patches: Sequence[Path] = ()
+) -> Qemu:
+    """Build QEMU's x86_64 system emulator, KVM and TCG. Raises BuildFailed."""
+
+    def build(work: Path) -> dict[str, Any]:
+        src, out = work / "src", work / "out"
+        proc.run(["cp", "-al", source.folder, src], deadline_s=1200)
+        _apply(patches, src)
+        out.mkdir()
+        python = _build_python(cache)
+        env = {**_ccache(cache, work), "PATH": f"{python.parent}:{os.environ['PATH']}"}
+        log = cache.root / "tmp" / f"{work.name}.log"
+        try:
+            proc.run(
+                [src / "configure", f"--python={python}", "--cc=ccache gcc", *QEMU_CONFIGURE],
+                deadline_s=900,
+                cwd=out,
+                env=env,
+                log=log,
+                tree=True,
+            )
+            proc.run(
+                ["ninja", f"-j{settings.jobs}", "qemu-system-x86_64"],
+                deadline_s=_BUILD_DEADLINE_S,
+                cwd=out,
+                env=env,
+                log=log,
+                tree=True,
+            )
+            proc.run(
+                ["make", "-s", "-C", "pc-bios/optionrom", "all"],
+                deadline_s=300,
+                cwd=out,
+                env=env,
+                log=log,
+            )
+        except proc.CommandFailed as error:
+            raise BuildFailed(
+                f"QEMU {source.version} does not build: {error.message}",
+                detail=first_errors(error.output),
+                hint=f"the whole log is {log}",
+            ) from None
+        shutil.copy(out / "qemu-system-x86_64", work / "qemu-system-x86_64")
+        proc.run(["strip", "--strip-debug", work / "qemu-system-x86_64"], deadline_s=60)
+        firmware = work / "firmware"
+        firmware.mkdir()
+        for name in ("kvmvapic.bin", "linuxboot_dma.bin", "linuxboot.bin", "multiboot_dma.bin"):
+            shutil.copy(out / "pc-bios" / "optionrom" / name, firmware / name)
+        for name in ("bios-256k.bin", "bios.bin"):
+            shutil.copy(Path("/usr/share/seabios") / name, firmware / name)
+        shutil.rmtree(src)
+        shutil.rmtree(out)
+        log.unlink()
+        return {"sha256": sha256_file(work / "qemu-system-x86_64")}
+
+    ingredients = {
+        "source": source.ingredients(),
+        "patches": [sha256_file(path) for path in patches],
+        "configure": QEMU_CONFIGURE,
+        "compiler": _compiler(),
+        "seabios": sha256_file(Path("/usr/share/seabios/bios-256k.bin")),
+        "recipe": 1,
+    }
+    label = f"building QEMU {source.version}" + (f" with {len(patches)} patches" if patches else "")
+    done = cache.make("qemu", ingredients, build, what=label)
+    return Qemu(
+        done.path / "qemu-system-x86_64",
+        done.path / "firmware",
+        source.version,
+        done.meta["sha256"],
+        done.fresh,
+    )
+
+
+def image(settings: Settings, cache: Cache) -> Image:
+    """The Debian image from guest-images/debian.yaml, made by mmdebstrap.
+
+    It runs as root, or in a user namespace where the machine allows that.
+    """
+    recipe_path = settings.repo / "guest-images" / "debian.yaml"
+    recipe = yaml.safe_load(recipe_path.read_text())
+
+    def build(work: Path) -> dict[str, Any]:
+        archive = debian.open_archive(cache)
+        tar = work / "root.tar"
+        excluded = [f"--dpkgopt=path-exclude={pattern}" for pattern in recipe["exclude"]]
+        log = cache.root / "tmp" / f"{work.name}.log"
+        proc.run(
+            [
+                "mmdebstrap",
+                f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+                "--variant=essential",
+                "--dpkgopt=force-unsafe-io",
+                *excluded,
+                f"--include={','.join(recipe['packages'])}",
+                "--format=tar",
+                recipe["suite"],
+                tar,
+                archive.sources_file,
+            ],
+            deadline_s=1800,
+            env={"SOURCE_DATE_EPOCH": "1"},
+            log=log,
+            tree=True,
+            hint="check the network; without root user namespaces must be allowed",
+        )
+        squash = work / "debian.squashfs"
+        pack = 'exec tar2sqfs -c zstd -X level=3 -f -q "$1" < "$0"'
+        proc.run(["sh", "-c", pack, tar, squash], deadline_s=600, log=log)
+        tar.unlink()
+        log.unlink()
+        return {"sha256": sha256_file(squash)}
+
+    ingredients = {"recipe": recipe, "version": 1}
+    done = cache.make("image", ingredients, build, what="making the Debian image")
+    return Image(done.path / "debian.squashfs", done.meta["sha256"], done.fresh)
+
+
+def probes(settings: Settings, cache: Cache) -> Stored:
+    """The small static programs of guest-images/probes, for host and guest."""
+    folder = settings.repo / "guest-images" / "probes"
+
+    def build(work: Path) -> None:
+        for program in sorted(folder.glob("nm-*.c")):
+            try:
+                proc.run(
+                    ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static"]
+                    + ["-o", str(work / program.stem), str(program)],
+                    deadline_s=120,
+                )
+            except proc.CommandFailed as error:
+                raise BuildFailed(
+                    f"{program.name} does not build", detail=first_errors(error.output)
+                ) from None
+
+    ingredients = {"files": sha256_tree(folder), "compiler": _compiler(), "recipe": 1}
+    return cache.make("probes", ingredients, build, what="building the probes")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The SSH keys of the cache: one to log in with, one that the machines show."""
+
+    login: Path
+    host: Path
+
+    @property
+    def host_public(self) -> str:
+        """The machines' public key, ``type base64``."""
+        return " ".join(self.host.with_suffix(".pub").read_text().split()[:2])
+
+
+def keys(cache: Cache) -> Keys:
+    """The keys, made once a cache."""
+    folder = cache.root / "ssh"
+    with cache.lock("ssh-keys"):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for name in ("login", "host"):
+            path = folder / name
+            if not path.with_suffix(".pub").is_file():
+                path.unlink(missing_ok=True)
+                words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"nearmetal {name}"]
+                proc.run([*words, "-f", path], deadline_s=60)
+    return Keys(folder / "login", folder / "host")
+
+
+def initramfs(
+    settings: Settings, cache: Cache, kernel_: Kernel, role: str, modules: bool
+) -> Path:
+    """The first file system of a machine: busybox, init and the project's own files.
+
+    ``role`` is ``host`` or ``guest`` (guest-images/overlay/<role> is laid over common).
+    """
+    images = settings.repo / "guest-images"
+    key_pair = keys(cache)
+    built = probes(settings, cache)
+    busybox = Path(shutil.which("busybox") or "/bin/busybox")
+    layers = [path for name in ("common", role) if (path := images / "overlay" / name).is_dir()]
+
+    def build(work: Path) -> None:
+        top = work / "top"
+        for name in ("bin", "dev", "proc", "sys", "overlay/usr/bin", "overlay/root/.ssh"):
+            (top / name).mkdir(parents=True)
+        shutil.copy(busybox, top / "bin" / "busybox")
+        shutil.copy(images / "initramfs" / "init", top / "init")
+        overlay = top / "overlay"
+        for layer in layers:
+            shutil.copytree(layer, overlay, dirs_exist_ok=True)
+        for program in sorted(built.path.glob("nm-*")):
+            shutil.copy(program, overlay / "usr" / "bin" / program.name)
+        (overlay / "etc" / "hostname").write_text(f"nearmetal-{role}\n")
+        public = key_pair.login.with_suffix(".pub").read_text()
+        (overlay / "root" / ".ssh" / "authorized_keys").write_text(public)
+        (overlay / "etc" / "ssh").mkdir(parents=True, exist_ok=True)
+        shutil.copy(key_pair.host, overlay / "etc" / "ssh" / "ssh_host_ed25519_key")
+        if modules:
+            shutil.copytree(kernel_.modules, overlay / "usr", dirs_exist_ok=True)
+        names = "\n".join(str(path.relative_to(top)) for path in sorted(top.rglob("*")))
+        cpio = f"cpio --quiet -o -H newc -R 0:0 | zstd -q -3 -o '{work}/initramfs'"
+        proc.run(["sh", "-c", cpio], deadline_s=120, cwd=top, input_text=names)
+        shutil.rmtree(top)
+
+    ingredients = {
+        "init": sha256_file(images / "initramfs" / "init"),
+        "layers": [sha256_tree(layer) for layer in layers],
+        "probes": built.key,
+        "login": sha256_file(key_pair.login),
+        "host": sha256_file(key_pair.host),
+        "busybox": sha256_file(busybox),
+        "modules": kernel_.sha256 if modules else None,
+        "role": role,
+        "recipe": 1,
+    }
+    done = cache.make("initramfs", ingredients, build, what=f"packing the {role}'s initramfs")
+    return done.path / "initramfs"

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The names of all measurements, their units and what they mean.
+
+A name that is not here cannot be measured, checked or reported: a typing
+error is found when a file is read and not after an hour's run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A measurement's name, its unit, which test makes it, and what it means."""
+
+    name: str
+    unit: str
+    test: str
+    meaning: str
+    better: str = "lower"
+    """``lower``, ``higher`` or ``equal`` (neither is better)."""
+
+
+_ENTRIES = (
+    Entry("lspci.pass_us", "us", "lspci", "wall time of one lspci pass in the guest"),
+    Entry("lspci.dword_ns", "ns", "lspci", "time of one 4-byte config read in the guest"),
+    Entry("lspci.exits", "exits", "lspci", "config-access exits of one lspci pass"),
+    Entry(
+        "lspci.userspace_exits",
+        "exits",
+        "lspci",
+        "config-access exits of one lspci pass that left the kernel for QEMU",
+    ),
+    Entry(
+        "vmexit.agent.exits_per_sample",
+        "exits/sample",
+        "vmexit",
+        "exits of all reasons while a monitoring agent runs, a sample",
+    ),
+    Entry(
+        "vmexit.agent.userspace_exits_per_sample",
+        "exits/sample",
+        "vmexit",
+        "exits to QEMU while a monitoring agent runs, a sample",
+    ),
+    Entry(
+        "vmexit.agent.pmu_exits_per_sample",
+        "exits/sample",
+        "vmexit",
+        "RDPMC and PMU MSR exits while a monitoring agent runs, a sample",
+    ),
+    Entry(
+        "vmexit.agent.samples_per_s",
+        "samples/s",
+        "vmexit",
+        "samples that the agent took a second (it asks for 1000)",
+        "higher",
+    ),
+    Entry("p2p.read_mib_s", "MiB/s", "p2p", "NVMe reads into the peer's memory", "higher"),
+    Entry("p2p.write_mib_s", "MiB/s", "p2p", "NVMe writes from the peer's memory", "higher"),
+    Entry("p2p.host_ram_mib_s", "MiB/s", "p2p", "the same transfers with guest RAM", "higher"),
+    Entry("p2p.corrupt_bytes", "bytes", "p2p", "bytes that differ after a transfer"),
+    Entry("p2p.iommu_faults", "faults", "p2p", "DMA faults that the host's IOMMU logged"),
+)
+
+CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+TESTS: tuple[str, ...] = ("lspci", "vmexit", "p2p")
+
+
+def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
+    """A hint that names the nearest known name, or lists all."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command ``nearmetal``: options in, exit status out; no work is done here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from . import (
+    __version__,
+    builds,
+    cachecmd,
+    checks,
+    compare,
+    doctor,
+    inventory,
+    report,
+    run,
+    series,
+    settings,
+    tables,
+    trees,
+    ui,
+    validate,
+    variants,
+)
+from .cache import Cache
+from .catalogue import TESTS, nearest
+from .errors import Exit, NearmetalError, UsageError
+from .guest import running_guest
+from .model import VARIANTS, Variant
+from .settings import Settings
+from .sources import obtain
+
+Handler = Callable[[argparse.Namespace, Settings], int]
+
+_TREE_WORDS = ("linux", "qemu", "testbed")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(message, hint=f"see '{self.prog} --help'")
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("where things are")
+    group.add_argument("--cache-dir", type=Path, metavar="DIR", help="what is fetched and built (default: $NEARMETAL_CACHE or ~/.cache/nearmetal)")
+    group.add_argument("--results-dir", type=Path, metavar="DIR", help="where runs are reported (default: results/ in the repository)")
+    group.add_argument("--source-dir", type=Path, metavar="DIR", help="a folder with source archives that are used before any download (or $NEARMETAL_SOURCES)")
+    group.add_argument("--linux-tree", type=Path, metavar="PATH", help="build this Linux (git tree, folder or tarball) as it stands")
+    group.add_argument("--qemu-tree", type=Path, metavar="PATH", help="build this QEMU (git tree, folder or tarball) as it stands")
+    group.add_argument("--testbed", choices=("amd", "intel"), default="amd", help="which emulated host (default: amd)")
+    group.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 2, metavar="N", help="processes of a build (default: the CPUs there are)")
+    return common
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    common = _common()
+    top = _Parser(
+        prog="nearmetal",
+        description="Builds the patch series, boots VMs on emulated or real hosts, measures, checks and reports.",
+        epilog="Exit status: 0 all is well; 1 a check failed; 2 wrong use; 3 the environment is broken.",
+    )
+    top.add_argument("--version", action="version", version=f"nearmetal {__version__}")
+    sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, summary: str, handler: Handler) -> argparse.ArgumentParser:
+        one = sub.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", parents=[common])
+        one.set_defaults(handler=handler)
+        return one
+
+    def target(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--host", metavar="NAME", help="a host of the inventory instead of the testbed")
+        one.add_argument("--inventory", type=Path, metavar="FILE", default=Path("inventory.yaml"), help="YAML file that says how to reach hosts (default: inventory.yaml)")
+
+    one = command("doctor", "say what this machine (or a host) lacks", _doctor)
+    target(one)
+    one.add_argument("--boot", action="store_true", help="also boot something: an opened /dev/kvm is no proof")
+
+    one = command("build", "fetch the sources and build all that a run needs", _build)
+    one.add_argument("--variant", action="append", metavar="VARIANT", help="only this variant; may be repeated")
+
+    one = command("run", "build, boot, measure, check and report", _run)
+    target(one)
+    one.add_argument("--only", action="append", default=[], metavar="TEST", help=f"only this test ({', '.join(TESTS)}); may be repeated")
+    one.add_argument("--variant", action="append", metavar="VARIANT", help=f"only this variant ({', '.join(VARIANTS)}); may be repeated")
+    one.add_argument("--checks", action="append", type=Path, metavar="FILE", help="judge by these checks instead of the default ones; may be repeated")
+    one.add_argument("--keep", action="store_true", help="leave host and guest up after the measurements until Ctrl-C")
+
+    one = command("boot", "boot a host with a guest on it and leave them up until Ctrl-C", _boot)
+    target(one)
+    one.add_argument("--variant", metavar="VARIANT", default="vanilla", help="which variant (default: vanilla)")
+    one.add_argument("--no-guest", action="store_true", help="only the host")
+
+    one = command("ssh", "a shell on what 'boot' or 'run --keep' has left up", _ssh)
+    one.add_argument("machine", choices=("host", "guest"), help="which machine")
+    one.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this instead of a shell")
+
+    one = command("tree", "the patches as git commits: check out, look, export", _tree)
+    one.add_argument("action", choices=("checkout", "status", "export", "new-series"))
+    one.add_argument("tree", choices=_TREE_WORDS)
+    one.add_argument("--dir", type=Path, metavar="DIR", help="the work tree (default: trees/<tree> in the repository)")
+    one.add_argument("--name", help="new-series: the name of the series")
+    one.add_argument("--title", help="new-series: the subject of its cover letter")
+
+    one = command("validate", "hold patches to what a maintainer asks of them", _validate)
+    one.add_argument("--patches", type=Path, metavar="DIR", help="a directory of patches (default: patches/ in the repository)")
+    one.add_argument("--tree", choices=("linux", "qemu"), help="the tree of a flat directory of patches")
+    one.add_argument("--series", metavar="NAME", help="only this series")
+    one.add_argument("--quick", action="store_true", help="apply and checkpatch only; no builds")
+
+    one = command("export", "write a series for sending, with the sender's sign-off", _export)
+    one.add_argument("--series", required=True, metavar="NAME")
+    one.add_argument("--signoff", required=True, metavar="'NAME <MAIL>'", help="whose sign-off to add")
+    one.add_argument("--output", type=Path, required=True, metavar="DIR")
+
+    one = command("report", "show a run's report again, or write its page anew", _report)
+    one.add_argument("run", nargs="?", default="latest", help="a run's name or folder (default: latest)")
+    one.add_argument("--readme", type=Path, metavar="FILE", help="put the table of results into this file, between its markers")
+    one.add_argument("--html", action="store_true", help="write report.html and junit.xml anew")
+
+    one = command("compare", "compare the measurements of two runs", _compare)
+    one.add_argument("a", help="a run's name or folder")
+    one.add_argument("b", help="another")
+    one.add_argument("--tolerance", type=float, default=0.1, metavar="SHARE", help="a change of the median within this share is none (default: 0.1)")
+    one.add_argument("--mixed", action="store_true", help="allow emulated figures beside those of hardware")
+
+    one = command("cache", "show and prune what is cached", _cache)
+    one.add_argument("--prune", action="store_true", help="remove what no run has used for --older-than days, and broken attempts")
+    one.add_argument("--older-than", type=float, default=30.0, metavar="DAYS", help="with --prune (default: 30); 0 removes everything")
+    return top
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    repo = settings.repository()
+    source = options.source_dir or (
+        Path(os.environ["NEARMETAL_SOURCES"]) if os.environ.get("NEARMETAL_SOURCES") else None
+    )
+    if options.jobs < 1:
+        raise UsageError("--jobs must be 1 or more")
+    for name in ("linux_tree", "qemu_tree"):
+        path = getattr(options, name)
+        if path is not None and not path.exists():
+            raise UsageError(f"--{name.replace('_', '-')} {path}: there is nothing there")
+    return Settings(
+        repo=repo,
+        cache_dir=(options.cache_dir or settings.default_cache_dir()).expanduser().absolute(),
+        results_dir=(options.results_dir or repo / "results").expanduser().absolute(),
+        source_dir=source.expanduser().absolute() if source else None,
+        linux_tree=options.linux_tree,
+        qemu_tree=options.qemu_tree,
+        jobs=options.jobs,
+        testbed=options.testbed,
+    )
+
+
+def _variants(names: Sequence[str] | None) -> tuple[Variant, ...]:
+    for name in names or ():
+        if name not in VARIANTS:
+            raise UsageError(f"there is no variant '{name}'", hint=nearest(name, VARIANTS))
+    return tuple(variant for variant in VARIANTS if variant in (names or ()))
+
+
+def _server(options: argparse.Namespace) -> inventory.Server | None:
+    return inventory.pick(options.inventory, options.host) if options.host else None
+
+
+def _amd_only(conf: Settings) -> None:
+    if conf.testbed != "amd":
+        raise UsageError(
+            "the 'intel' testbed is not there yet", hint="it comes with the series pmu-passthrough"
+        )
+
+
+def _doctor(options: argparse.Namespace, conf: Settings) -> int:
+    return doctor.examine(conf, _server(options), boot=options.boot)
+
+
+def _build(options: argparse.Namespace, conf: Settings) -> int:
+    _amd_only(conf)
+    every = series.load_series(conf.repo / "patches")
+    plan = variants.configs(every, _variants(options.variant) or variants.available(every))
+    built = run.build_all(conf, Cache(conf.cache_dir).open(), plan, with_testbed=True)
+    table = Table("role", "variant", "source", "sha256")
+    for record in built.records:
+        table.add_row(record.role, record.variant, record.source, record.sha256[:16])
+    ui.console.print(table)
+    return Exit.OK
+
+
+def _run(options: argparse.Namespace, conf: Settings) -> int:
+    _amd_only(conf)
+    status, _ = run.execute(
+        conf,
+        run.Options(
+            tests=tuple(options.only),
+            variants=_variants(options.variant),
+            server=_server(options),
+            checks=tuple(options.checks or ()),
+            keep=options.keep,
+            command=shlex.join(["nearmetal", *sys.argv[1:]]),
+        ),
+    )
+    return status
+
+
+def _boot(options: argparse.Namespace, conf: Settings) -> int:
+    _amd_only(conf)
+    every = series.load_series(conf.repo / "patches")
+    plan = variants.configs(every, _variants([options.variant]))
+    server = _server(options)
+    cache = Cache(conf.cache_dir).open()
+    built = run.build_all(conf, cache, plan, with_testbed=server is None)
+    logs = conf.results_dir / "boot"
+    logs.mkdir(parents=True, exist_ok=True)
+    with run.host_for(conf, cache, built, plan[0], server, logs) as host:
+        here = cachecmd.Session(host=host.shell.address, guest=None)
+        if options.no_guest:
+            with cachecmd.session(cache, here):
+                _wait("the host is up: 'nearmetal ssh host'; Ctrl-C ends it")
+            return Exit.OK
+        host.load_kvm(plan[0].modules)
+        assigned = [host.p2p[key] for key in ("peer", "disk") if key in host.p2p]
+        parts = run.guest_parts(conf, cache, built, plan[0], host, assigned)
+        with (
+            host.vfio(assigned),
+            running_guest(host, parts, logs=logs, label=plan[0].label) as guest,
+            cachecmd.session(
+                cache, cachecmd.Session(host=host.shell.address, guest=guest.shell.address)
+            ),
+        ):
+            _wait("host and guest are up: 'nearmetal ssh host', 'nearmetal ssh guest'; Ctrl-C ends them")
+    return Exit.OK
+
+
+def _wait(text: str) -> None:
+    ui.say(text)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        ui.say("ending")
+
+
+def _ssh(options: argparse.Namespace, conf: Settings) -> int:
+    cache = Cache(conf.cache_dir).open()
+    line = cachecmd.ssh_command(cache, builds.keys(cache), options.machine, options.words)
+    if shutil.which("ssh") is None:
+        raise UsageError("the program 'ssh' is not installed", hint="apt-get install openssh-client")
+    os.execvp(line[0], line)
+
+
+def _tree(options: argparse.Namespace, conf: Settings) -> int:
+    patches = conf.repo / "patches"
+    every = series.load_series(patches)
+    cache = Cache(conf.cache_dir).open()
+    for name in trees.trees_of(options.tree):
+        if name == "testbed-bochs" and not [one for one in every if one.tree == name]:
+            continue
+        folder = options.dir or trees.default_folder(conf.repo, name)
+        if options.action == "checkout":
+            kind = {"linux": "linux", "qemu": "qemu", "testbed-qemu": "qemu"}.get(name, "bochs")
+            source = obtain(conf, cache, kind)
+            mine = [one for one in every if one.tree == name]
+            with ui.step(f"checking out {name} with {len(mine)} series"):
+                trees.tree_checkout(
+                    name, source.folder, source.version, mine, folder,
+                    base_repository=cache.root / "git" / f"{name}-{source.sha256[:16]}",
+                )
+            ui.say(f"{folder}")
+        elif options.action == "status":
+            print(trees.tree_status(folder, patches))
+        elif options.action == "export":
+            for one in trees.tree_export(folder, patches, every):
+                print(one)
+        else:
+            if not options.name or not options.title:
+                raise UsageError("new-series needs --name and --title")
+            print(trees.tree_new_series(folder, options.name, options.title))
+    return Exit.OK
+
+
+def _validate(options: argparse.Namespace, conf: Settings) -> int:
+    return validate.command(
+        conf,
+        patches=options.patches,
+        tree=options.tree,
+        series=options.series,
+        quick=options.quick,
+    )
+
+
+def _export(options: argparse.Namespace, conf: Settings) -> int:
+    every = series.load_series(conf.repo / "patches")
+    picked = [one for one in every if one.name == options.series]
+    if not picked:
+        raise UsageError(
+            f"there is no series '{options.series}'",
+            hint=nearest(options.series, [one.name for one in every]) if every else "patches/series.yaml has none yet",
+        )
+    for one in picked:
+        output = options.output if len(picked) == 1 else options.output / one.tree
+        for path in trees.export_for_sending(one, options.signoff, output):
+            print(path)
+    return Exit.OK
+
+
+def _folder_of(conf: Settings, name: str) -> Path:
+    path = conf.results_dir / name
+    return path if path.exists() else Path(name)
+
+
+def _report(options: argparse.Namespace, conf: Settings) -> int:
+    folder = _folder_of(conf, options.run)
+    whole = report.read(folder)
+    if options.readme:
+        text = options.readme.read_text(encoding="utf-8")
+        report.write_atomically(options.readme, tables.update_readme(text, whole))
+    if options.html:
+        report.write(whole, folder if folder.is_dir() else folder.parent)
+    ui.console.print(tables.render_terminal(whole))
+    return checks.exit_status(whole.checks)
+
+
+def _compare(options: argparse.Namespace, conf: Settings) -> int:
+    first, second = (report.read(_folder_of(conf, name)) for name in (options.a, options.b))
+    result = compare.compare(
+        first, second, tolerance=options.tolerance, allow_mixed=options.mixed
+    )
+    if sys.stdout.isatty():
+        ui.console.print(compare.render_rich(result))
+    else:
+        print(compare.render_text(result))
+    return Exit.OK
+
+
+def _cache(options: argparse.Namespace, conf: Settings) -> int:
+    return cachecmd.show(Cache(conf.cache_dir).open(), prune=options.prune, days=options.older_than)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program: returns the exit status; an error is one line and its mend."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        options = parser().parse_args(argv)
+        handler: Handler = options.handler
+        return int(handler(options, _settings(options)))
+    except NearmetalError as error:
+        ui.tell_error(error)
+        return int(error.status)
+    except KeyboardInterrupt:
+        ui.say("interrupted; what is whole in the cache stays, the next run goes on from there")
+        return int(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return int(Exit.OK)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        ui.tell_error(
+            NearmetalError(
+                f"{error.strerror or error}{place}", hint="is there disk left, and may we write there?"
+            )
+        )
+        return int(Exit.ENVIRONMENT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A host: the machine whose KVM is under test, reached over SSH, emulated or real."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import ui
+from .console import find_splats
+from .errors import EnvironmentBroken, MeasurementError, UsageError
+from .model import Provenance
+from .shell import Address, Shell, connect, digest_of
+
+STORE_ON_TESTBED = "/srv/nearmetal"
+"""Where the testbed mounts the cache's store (9p, read-only)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a host says of itself."""
+
+    kernel: str
+    cpu: str
+    vendor: str
+    product: str
+    emulated: bool
+    kvm_module: str
+    memory_mib: int
+
+    @property
+    def provenance(self) -> Provenance:
+        """``hardware`` only if nothing on the host says otherwise."""
+        return "emulated" if self.emulated else "hardware"
+
+
+_EMULATED_MAKERS = ("qemu", "bochs", "vmware", "innotek", "xen", "microsoft corporation", "kvm")
+
+
+def parse_facts(text: str) -> Facts:
+    """The answer to the probe of ``Host.facts``: one ``key=value`` a line."""
+    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    flags = values.get("flags", "").split()
+    maker = f"{values.get('vendor', '')} {values.get('product', '')}".lower()
+    emulated = "hypervisor" in flags or any(word in maker for word in _EMULATED_MAKERS)
+    module = "kvm_amd" if "svm" in flags else "kvm_intel" if "vmx" in flags else ""
+    return Facts(
+        kernel=values.get("kernel", "?"),
+        cpu=values.get("cpu", "?"),
+        vendor=values.get("vendor", "?"),
+        product=values.get("product", "?"),
+        emulated=emulated,
+        kvm_module=module,
+        memory_mib=int(values.get("memory", "0") or 0) // 1024,
+    )
+
+
+_FACTS = r"""
+echo "kernel=$(uname -r)"
+echo "cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
+echo "flags=$(sed -n 's/^flags[^:]*: //p' /proc/cpuinfo | head -n 1)"
+echo "vendor=$(cat /sys/class/dmi/id/sys_vendor 2>/dev/null)"
+echo "product=$(cat /sys/class/dmi/id/product_name 2>/dev/null)"
+echo "memory=$(sed -n 's/^MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo)"
+"""
+
+
+@dataclass
+class Host:
+    """A host that is up. ``store`` is the cache's store where the host sees it as it is."""
+
+    shell: Shell
+    facts: Facts
+    work: str
+    store: Path | None = None
+    p2p: Mapping[str, str] = field(default_factory=dict)
+    """PCI addresses for the p2p test: ``peer`` (with a controller memory buffer), ``disk``."""
+    guest_cpus: int = 1
+    guest_memory_mib: int = 2048
+    _kernel_log_lines: int = 0
+
+    @property
+    def name(self) -> str:
+        """The host's name in the report."""
+        return self.shell.name
+
+    def place(self, path: Path) -> str:
+        """The file's path on the host; copied there, once, unless the host sees the store."""
+        if self.store is not None and path.is_relative_to(self.store):
+            return f"{STORE_ON_TESTBED}/{path.relative_to(self.store)}"
+        if path.is_dir():
+            folder = ""
+            for part in sorted(path.iterdir()):
+                folder = str(Path(self.place_as(part, f"{path.name}-{_names(path)}")).parent)
+            return folder
+        return self.place_as(path, digest_of(path))
+
+    def place_as(self, path: Path, folder: str) -> str:
+        """Copy a file into a folder of the host's work directory unless it is there whole."""
+        target = f"{self.work}/store/{folder}/{path.name}"
+        quoted = shlex.quote(target)
+        if self.shell.run(f"test -f {quoted}", check=False).status == 0:
+            return target
+        size = path.stat().st_size
+        with ui.step(f"copying {path.name} ({size >> 20} MiB) to {self.name}") as current:
+            self.shell.run(f"mkdir -p {shlex.quote(str(Path(target).parent))}")
+
+            def progress(done: int, total: int) -> None:
+                current.status = f"({done * 100 // max(total, 1)} %)"
+
+            self.shell.put(path, f"{target}.part", progress)
+            self.shell.run(f"mv {quoted}.part {quoted}")
+        return target
+
+    def load_kvm(self, parameters: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        """Load KVM with module parameters; without any, what is loaded is left alone."""
+        module = self.facts.kvm_module
+        if not module:
+            raise EnvironmentBroken(
+                f"{self.name}: the CPU has neither SVM nor VMX",
+                hint="enable virtualization in the firmware, or use the testbed",
+            )
+        wanted = parameters or {}
+        loaded = self.shell.run(f"test -d /sys/module/{module}", check=False).status == 0
+        if loaded and not wanted:
+            return
+        if loaded:
+            self.shell.run(f"modprobe -r {module} kvm", deadline_s=60)
+        for name in ("kvm", module):
+            words = [f"{key}={value}" for key, value in wanted.get(name, {}).items()]
+            self.shell.run(shlex.join(["modprobe", name, *words]), deadline_s=120)
+
+    def bind_vfio(self, address: str) -> str:
+        """Give a PCI function to vfio-pci; returns the driver that had it (or nothing)."""
+        device = f"/sys/bus/pci/devices/{address}"
+        script = f"""
+modprobe vfio-pci 2>/dev/null
+test -d {device} || {{ echo "no function {address}" >&2; exit 1; }}
+old=$(basename "$(readlink {device}/driver 2>/dev/null)" 2>/dev/null)
+if [ "$old" != vfio-pci ]; then
+  echo vfio-pci > {device}/driver_override
+  [ -n "$old" ] && echo {address} > {device}/driver/unbind
+  echo {address} > /sys/bus/pci/drivers_probe
+fi
+[ "$(basename "$(readlink {device}/driver)")" = vfio-pci ] || {{
+  echo "vfio-pci did not take {address}; is an IOMMU on?" >&2; exit 1; }}
+echo "$old"
+"""
+        return self.shell.run(script, deadline_s=60).stdout.strip()
+
+    def unbind_vfio(self, address: str) -> None:
+        """Give the function back to the driver that it matches."""
+        device = f"/sys/bus/pci/devices/{address}"
+        self.shell.run(
+            f"echo > {device}/driver_override; echo {address} > {device}/driver/unbind; "
+            f"echo {address} > /sys/bus/pci/drivers_probe",
+            deadline_s=60,
+            check=False,
+        )
+
+    @contextmanager
+    def vfio(self, addresses: list[str]) -> Iterator[None]:
+        """The functions with vfio-pci for as long as the context lasts."""
+        bound: list[str] = []
+        try:
+            for address in addresses:
+                if self.bind_vfio(address) != "vfio-pci":
+                    bound.append(address)
+            yield
+        finally:
+            for address in reversed(bound):
+                try:
+                    self.unbind_vfio(address)
+                except MeasurementError as error:
+                    ui.warn(error.message)
+
+    def kernel_log(self) -> str:
+        """The kernel's log (dmesg)."""
+        return self.shell.run("dmesg", deadline_s=60).stdout
+
+    def iommu_faults(self) -> int:
+        """DMA faults in the kernel's log: VT-d's ``DMAR: [DMA``, AMD's IO_PAGE_FAULT."""
+        return count_iommu_faults(self.kernel_log())
+
+    def check(self) -> None:
+        """Raise MeasurementError if the kernel's log holds a splat that was not there before."""
+        lines = self.kernel_log().splitlines()
+        new = lines[self._kernel_log_lines :]
+        self._kernel_log_lines = len(lines)
+        splats = find_splats("\n".join(new))
+        if splats:
+            raise MeasurementError(
+                f"{self.name}: the host's kernel says: {splats[0].line}",
+                detail="\n".join(splats[0].context),
+            )
+
+    def reap(self) -> None:
+        """End what an earlier run, killed, has left on the host: VMs of our name."""
+        self.shell.run(
+            "pkill -KILL -f 'guest=nearmetal-[0-9a-f]' ; "
+            f"rm -rf {shlex.quote(self.work)}/vm-*; mkdir -p {shlex.quote(self.work)}",
+            check=False,
+        )
+
+    def forget_log(self) -> None:
+        """From now on only new lines of the kernel's log count."""
+        self._kernel_log_lines = len(self.kernel_log().splitlines())
+
+
+def count_iommu_faults(log: str) -> int:
+    """DMA faults in a kernel's log (drivers/iommu/intel/dmar.c, amd/iommu.c)."""
+    return sum(
+        1
+        for line in log.splitlines()
+        if ("DMAR:" in line and "[DMA " in line) or "IO_PAGE_FAULT" in line
+    )
+
+
+def _names(folder: Path) -> str:
+    import hashlib
+
+    parts = sorted(digest_of(part) for part in folder.iterdir())
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+
+
+def reach(
+    name: str,
+    address: Address,
+    *,
+    deadline_s: float = 60.0,
+    work: str | None = None,
+    store: Path | None = None,
+) -> Host:
+    """Log in to a host and ask it what it is."""
+    shell = connect(name, address, deadline_s=deadline_s)
+    facts = parse_facts(shell.run(_FACTS, deadline_s=60).stdout)
+    if shell.run("id -u").stdout.strip() != "0":
+        raise UsageError(
+            f"{name}: {address.user} is not root there",
+            hint="KVM's tracepoints and vfio need root: give user: root in the inventory",
+        )
+    if work is None:
+        home = shell.run("echo $HOME").stdout.strip()
+        work = f"{home}/.cache/nearmetal"
+    host = Host(shell, facts, work, store)
+    host.reap()
+    return host

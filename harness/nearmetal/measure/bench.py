@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a test works on: a guest that is up, the counting in its host, and the variant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..catalogue import CATALOGUE
+from ..errors import MeasurementError
+from ..guest import Guest
+from ..host import Host
+from ..model import Measurement, Variant
+from ..tracing import Exits, Tracer
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A guest on a host, and what is on in it. ``logs`` takes what a test wants to keep."""
+
+    host: Host
+    guest: Guest
+    tracer: Tracer
+    variant: Variant
+    logs: Path
+    series: str | None = None
+    testbed: str | None = None
+
+    def row(self, name: str, values: Iterable[float], **context: str) -> Measurement:
+        """A measurement of this bench; ``context`` tells rows of one name apart."""
+        if self.testbed:
+            context["testbed"] = self.testbed
+        return Measurement(
+            name=name,
+            variant=self.variant,
+            unit=CATALOGUE[name].unit,
+            values=tuple(float(value) for value in values),
+            provenance=self.host.facts.provenance,
+            series=self.series,
+            context=context,
+        )
+
+    def traced(self, label: str, command: str, *, deadline_s: float) -> tuple[dict[str, Any], Exits]:
+        """Run a probe that marks its interval in the guest; its JSON line and the exits in it.
+
+        The histograms' text is kept in ``logs``. MeasurementError when the probe fails, when
+        either kernel breaks meanwhile, or when events were lost.
+        """
+        self.tracer.clear()
+        out = self.guest.shell.run(command, deadline_s=deadline_s).stdout
+        raw = self.tracer.raw()
+        (self.logs / f"{self.variant}-{label}.hist").write_text(raw)
+        self.guest.check()
+        try:
+            said = json.loads(out.strip().splitlines()[-1])
+        except (IndexError, ValueError):
+            raise MeasurementError(
+                f"'{command}' printed no JSON line in the guest", detail=out[-500:]
+            ) from None
+        if not isinstance(said, dict):
+            raise MeasurementError(f"'{command}' printed no JSON object", detail=out[-500:])
+        from ..tracing import parse_exits
+
+        return said, parse_exits(raw)
+
+
+Test = Callable[[Bench], list[Measurement]]

@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The main job: build, boot, measure on every variant, check, report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import builds, checks, inventory, report, series, tables, testbed, ui
+from .builds import Image, Kernel, Qemu
+from .cache import Cache
+from .catalogue import TESTS, nearest
+from .errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, UsageError
+from .guest import Guest, GuestParts, running_guest
+from .host import Host, reach
+from .measure import bench, lspci, p2p, vmexit
+from .model import Build, Measurement, Missing, Report, RunInfo, Skipped, Variant
+from .settings import Settings
+from .sources import Source, obtain
+from .tracing import counting
+from .variants import Config, available, configs
+
+
+@dataclass(frozen=True)
+class TestCase:
+    """A test of the main job: how to measure, and what it must measure."""
+
+    measure: bench.Test
+    names: tuple[str, ...]
+    needs_p2p: bool = False
+
+
+TEST_CASES: Mapping[str, TestCase] = {
+    "lspci": TestCase(lspci.measure, lspci.NAMES),
+    "vmexit": TestCase(vmexit.measure, vmexit.NAMES),
+    "p2p": TestCase(p2p.measure, p2p.NAMES, needs_p2p=True),
+}
+assert tuple(TEST_CASES) == TESTS
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for; empty ``tests`` and ``variants`` mean all."""
+
+    tests: tuple[str, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    server: inventory.Server | None = None
+    checks: tuple[Path, ...] = ()
+    keep: bool = False
+    command: str = ""
+
+
+@dataclass
+class Built:
+    """All builds of a run, and whether any of them was made just now."""
+
+    image: Image
+    emulator: Qemu | None
+    kernels: dict[tuple[Path, ...], Kernel]
+    qemus: dict[tuple[Path, ...], Qemu]
+    records: tuple[Build, ...]
+    fresh: bool
+
+
+@dataclass
+class _Found:
+    """What a run gathers."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    boot_retries: int = 0
+
+
+def resolve_tests(names: Sequence[str]) -> tuple[str, ...]:
+    """The tests by name, all of them for none; UsageError with the nearest name."""
+    for name in names:
+        if name not in TESTS:
+            raise UsageError(f"there is no test '{name}'", hint=nearest(name, TESTS))
+    return tuple(name for name in TESTS if not names or name in names)
+
+
+def build_all(
+    settings: Settings, cache: Cache, plan: Sequence[Config], *, with_testbed: bool
+) -> Built:
+    """Everything that the variants need, from the cache or built now."""
+    linux = obtain(settings, cache, "linux")
+    qemu_source = obtain(settings, cache, "qemu")
+    records: list[Build] = []
+    kernels: dict[tuple[Path, ...], Kernel] = {}
+    qemus: dict[tuple[Path, ...], Qemu] = {}
+    every = series.load_series(settings.repo / "patches")
+    testbed_patches = tuple(
+        path for one in every if one.tree == "testbed-qemu" for path in one.patches()
+    )
+    fresh = False
+
+    def note(
+        role: str, config: Config | None, source: Source | str, sha256: str, names: tuple[str, ...]
+    ) -> None:
+        records.append(
+            Build(
+                role=role,  # type: ignore[arg-type]
+                variant=config.variant if config else "vanilla",
+                source=str(source),
+                sha256=sha256,
+                series=names,
+                testbed=settings.testbed if role in ("emulator", "image") else None,
+            )
+        )
+
+    picture = builds.image(settings, cache)
+    fresh |= picture.fresh
+    note("image", None, "guest-images/debian.yaml", picture.sha256, ())
+    emulator = None
+    if with_testbed:
+        emulator = builds.qemu(settings, cache, qemu_source, patches=testbed_patches)
+        fresh |= emulator.fresh
+        names = tuple(one.name for one in every if one.tree == "testbed-qemu")
+        note("emulator", None, qemu_source, emulator.sha256, names)
+    for config in plan:
+        kernel_sets = [("guest-kernel", config.guest_patches)]
+        if with_testbed:
+            kernel_sets.insert(0, ("host-kernel", config.linux_patches))
+        for role, patches in kernel_sets:
+            kernel = builds.kernel(settings, cache, linux, patches=patches)
+            fresh |= kernel.fresh and patches not in kernels
+            kernels[patches] = kernel
+            note(role, config, linux, kernel.sha256, config.applied if patches else ())
+        inner = builds.qemu(settings, cache, qemu_source, patches=config.qemu_patches)
+        fresh |= inner.fresh and config.qemu_patches not in qemus
+        qemus[config.qemu_patches] = inner
+        applied = config.applied if config.qemu_patches else ()
+        note("host-qemu", config, qemu_source, inner.sha256, applied)
+    return Built(picture, emulator, kernels, qemus, tuple(dict.fromkeys(records)), fresh)
+
+
+@contextmanager
+def host_for(
+    settings: Settings,
+    cache: Cache,
+    built: Built,
+    config: Config,
+    server: inventory.Server | None,
+    logs: Path,
+    found: _Found | None = None,
+) -> Iterator[Host]:
+    """The host that a variant runs on: the emulated one, booted now, or a server."""
+    if server is not None:
+        with cache.lock(f"host-{server.name}"):
+            host = reach(server.name, server.address)
+            host.p2p = server.p2p
+            host.guest_cpus, host.guest_memory_mib = server.guest_cpus, server.guest_memory_mib
+            try:
+                yield host
+            finally:
+                host.shell.close()
+        return
+    assert built.emulator is not None
+    kernel = built.kernels[config.linux_patches]
+    parts = testbed.Parts(
+        emulator=built.emulator,
+        kernel=kernel,
+        initramfs=builds.initramfs(settings, cache, kernel, "host", modules=True),
+        image=built.image,
+        keys=builds.keys(cache),
+        store=cache.root / "store",
+    )
+    scratch = cache.root / "tmp" / f"testbed-{os.getpid()}"
+    with testbed.running_host(parts, logs=logs, scratch=scratch) as (host, machine, retries):
+        if found is not None:
+            found.boot_retries += retries
+        yield host
+        machine.alive()
+        machine.console.check()
+
+
+def guest_parts(
+    settings: Settings, cache: Cache, built: Built, config: Config, host: Host,
+    assigned: Sequence[str],
+) -> GuestParts:
+    """What the guest of a variant is made of."""  # fmt: skip
+    kernel = built.kernels[config.guest_patches]
+    return GuestParts(
+        qemu=built.qemus[config.qemu_patches],
+        kernel=kernel,
+        initramfs=builds.initramfs(settings, cache, kernel, "guest", modules=False),
+        image=built.image,
+        keys=builds.keys(cache),
+        cpus=host.guest_cpus,
+        memory_mib=host.guest_memory_mib,
+        assigned=tuple(assigned),
+        extra=config.qemu_args,
+    )
+
+
+def measure_variant(
+    settings: Settings,
+    cache: Cache,
+    built: Built,
+    config: Config,
+    host: Host,
+    tests: Sequence[str],
+    logs: Path,
+    found: _Found,
+    *,
+    keep: bool = False,
+) -> None:
+    """Boot the variant's guest on the host and run the tests in it, one after another."""
+    left = list(tests)
+    assigned = [host.p2p[key] for key in ("peer", "disk") if key in host.p2p]
+    if not assigned:
+        for name in [name for name in left if TEST_CASES[name].needs_p2p]:
+            left.remove(name)
+            reason = f"the host {host.name} has no devices for p2p (inventory: p2p)"
+            found.skipped.append(Skipped(name, config.variant, reason, TEST_CASES[name].names))
+
+    def give_up(error: NearmetalError) -> None:
+        for name in left:
+            found.missing.append(
+                Missing(
+                    name, config.variant, error.message, TEST_CASES[name].names, error.detail or ""
+                )
+            )
+        ui.tell_error(error)
+
+    try:
+        host.forget_log()
+        host.load_kvm(config.modules)
+        with (
+            host.vfio(assigned),
+            running_guest(
+                host,
+                guest_parts(settings, cache, built, config, host, assigned),
+                logs=logs,
+                label=config.label,
+            ) as guest,
+            counting(host.shell) as tracer,
+        ):
+            place = bench.Bench(
+                host=host,
+                guest=guest,
+                tracer=tracer,
+                variant=config.variant,
+                logs=logs,
+                series=config.series,
+                testbed=settings.testbed if host.store is not None else None,
+            )
+            while left:
+                name = left[0]
+                _one_test(place, name, found)
+                left.pop(0)
+                if found.missing and not _still_up(guest):
+                    raise MeasurementError(f"the guest did not survive the test {name}")
+            if keep:
+                _hold(host, guest)
+    except MeasurementError as error:
+        give_up(error)
+
+
+def _one_test(place: bench.Bench, name: str, found: _Found) -> None:
+    case = TEST_CASES[name]
+    with ui.step(f"measuring {name} on {place.variant}"):
+        try:
+            rows = case.measure(place)
+            place.guest.check()
+        except MeasurementError as error:
+            ui.tell_error(error)
+            found.missing.append(
+                Missing(name, place.variant, error.message, case.names, error.detail or "")
+            )
+            return
+    found.measurements.extend(rows)
+
+
+def _still_up(guest: Guest) -> bool:
+    try:
+        guest.shell.run("true", deadline_s=20)
+    except MeasurementError:
+        return False
+    return True
+
+
+def _hold(host: Host, guest: Guest) -> None:
+    ui.say(f"    kept: host {host.shell.address}, guest through it at {guest.shell.address}")
+    ui.say(f"    log in with the key {host.shell.address.key}; press Ctrl-C to end")
+    with contextlib.suppress(KeyboardInterrupt):
+        while _still_up(guest):
+            time.sleep(5)
+
+
+def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
+    """A whole run. Returns the exit status and the run's folder.
+
+    Usage and environment errors are raised before anything is measured; what goes wrong in a
+    measurement is in the report, as an error.
+    """
+    begun = time.time()
+    tests = resolve_tests(options.tests)
+    every = series.load_series(settings.repo / "patches")
+    plan = configs(every, options.variants or available(every))
+    server = options.server
+    if server is not None and [config for config in plan if config.linux_patches]:
+        ui.warn("the kernel of a server is measured as it runs; only QEMU and guest are changed")
+    rules = checks.load_checks(options.checks or (checks.DEFAULT_CHECKS,))
+    cache = Cache(settings.cache_dir).open()
+    host_name = server.name if server else "testbed"
+    run_id = time.strftime("%Y%m%d-%H%M%S", time.gmtime(begun)) + f"-{os.getpid()}"
+    folder = settings.results_dir / run_id
+    logs = folder / "logs"
+    try:
+        logs.mkdir(parents=True)
+    except OSError as error:
+        raise EnvironmentBroken(
+            f"the results folder {settings.results_dir} cannot be written: {error.strerror}",
+            hint="choose another with --results-dir",
+        ) from None
+    found = _Found()
+    try:
+        built = build_all(settings, cache, plan, with_testbed=server is None)
+        lock = "testbed" if server is None else f"run-{server.name}"
+        with cache.lock(lock):
+            for configs_here in _by_host_kernel(plan):
+                _measure_on_one_host(
+                    settings, cache, built, configs_here, server, tests, logs, found, options.keep
+                )
+    except BaseException:
+        _drop_if_empty(folder)
+        raise
+    variants = tuple(dict.fromkeys(config.variant for config in plan))
+    names = frozenset(name for test in tests for name in TEST_CASES[test].names)
+    results = checks.judge(
+        rules,
+        found.measurements,
+        found.missing,
+        found.skipped,
+        checks.Plan(
+            tests=tests,
+            variants=variants,
+            names={variant: names for variant in variants},
+            host=host_name,
+            testbed=settings.testbed if server is None else None,
+            series=tuple(dict.fromkeys(config.series for config in plan if config.series)),
+        ),
+    )
+    finished = time.time()
+    whole = Report(
+        run=RunInfo(
+            id=run_id,
+            started=_stamp(begun),
+            finished=_stamp(finished),
+            host=host_name,
+            command=options.command or shlex.join(sys.argv),
+            seconds=round(finished - begun, 1),
+            cold=built.fresh,
+            boot_retries=found.boot_retries,
+        ),
+        builds=built.records,
+        measurements=tuple(found.measurements),
+        checks=results,
+    )
+    report.write(whole, folder)
+    report.publish(settings.results_dir, run_id)
+    ui.console.print(tables.render_terminal(whole))
+    ui.say(f"report: {folder / report.HTML_NAME}")
+    return checks.exit_status(results), folder
+
+
+def _measure_on_one_host(
+    settings: Settings,
+    cache: Cache,
+    built: Built,
+    plan: Sequence[Config],
+    server: inventory.Server | None,
+    tests: Sequence[str],
+    logs: Path,
+    found: _Found,
+    keep: bool,
+) -> None:
+    done: list[Config] = []
+    try:
+        with host_for(settings, cache, built, plan[0], server, logs, found) as host:
+            for config in plan:
+                measure_variant(
+                    settings, cache, built, config, host, tests, logs, found, keep=keep
+                )
+                done.append(config)
+    except MeasurementError as error:
+        ui.tell_error(error)
+        broken = [config for config in plan if config not in done] or list(plan[-1:])
+        told = {(entry.test, entry.variant) for entry in found.missing}
+        for config in broken:
+            for name in tests:
+                if (name, config.variant) not in told:
+                    found.missing.append(
+                        Missing(
+                            name,
+                            config.variant,
+                            error.message,
+                            TEST_CASES[name].names,
+                            error.detail or "",
+                        )
+                    )
+
+
+def _by_host_kernel(plan: Sequence[Config]) -> list[list[Config]]:
+    groups: dict[tuple[Path, ...], list[Config]] = {}
+    for config in plan:
+        groups.setdefault(config.linux_patches, []).append(config)
+    return list(groups.values())
+
+
+def _stamp(when: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
+
+
+def _drop_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for path in (folder / "logs", folder):
+            path.rmdir()

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What patches/series.yaml says: the series, their order, and how each is switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import jsonschema
+import yaml
+
+from .catalogue import nearest
+from .errors import UsageError
+
+TreeName = Literal["linux", "qemu", "testbed-qemu", "testbed-bochs"]
+GuestKernel = Literal["vanilla", "patched"]
+
+TREES: tuple[TreeName, ...] = get_args(TreeName)
+
+_FOLDERS: Mapping[TreeName, str] = MappingProxyType(
+    {"linux": "linux", "qemu": "qemu", "testbed-qemu": "testbed", "testbed-bochs": "testbed"}
+)
+
+_SCALAR = {"type": ["string", "number", "boolean"]}
+_SETTINGS = {"type": "object", "additionalProperties": _SCALAR}
+
+SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "required": ["series"],
+    "additionalProperties": False,
+    "properties": {
+        "series": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "tree", "order", "base", "purpose"],
+                "additionalProperties": False,
+                "properties": {
+                    "name": {"type": "string", "pattern": "^[a-z0-9]+(-[a-z0-9]+)*$"},
+                    "tree": {"enum": list(TREES)},
+                    "order": {"type": "integer", "minimum": 1},
+                    "base": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+$"},
+                    "purpose": {"type": "string", "minLength": 1},
+                    "checks": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+                    "enable": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "properties": {
+                            "modules": {"type": "object", "additionalProperties": _SETTINGS},
+                            "qemu": {
+                                "oneOf": [
+                                    {
+                                        **_SETTINGS,
+                                        "propertyNames": {"pattern": r"^[^.=,\s]+\.[^.=,\s]+$"},
+                                    },
+                                    {"type": "array", "items": {"type": "string"}},
+                                ]
+                            },
+                            "guest_kernel": {"enum": list(get_args(GuestKernel))},
+                        },
+                    },
+                },
+            },
+        }
+    },
+}
+"""The JSON schema of series.yaml."""
+
+_NO_MODULES: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+_NO_PROPERTIES: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Enable:
+    """What the ``on`` variant sets for one series.
+
+    ``modules`` are parameters by module of the host kernel; ``qemu_properties`` are
+    ``device.property`` settings and ``qemu_args`` further words of the QEMU inside the
+    host (one of both is empty).
+    """
+
+    modules: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NO_MODULES)
+    qemu_properties: Mapping[str, str] = field(default_factory=lambda: _NO_PROPERTIES)
+    qemu_args: tuple[str, ...] = ()
+    guest_kernel: GuestKernel = "vanilla"
+
+    def qemu_arguments(self) -> tuple[str, ...]:
+        """The words to add to QEMU's command line (properties become ``-global``)."""
+        words = list(self.qemu_args)
+        for name, value in self.qemu_properties.items():
+            words += ["-global", f"{name}={value}"]
+        return tuple(words)
+
+
+@dataclass(frozen=True)
+class Series:
+    """An ordered set of patches with a cover letter, sent to one upstream.
+
+    ``base`` is the version range it is made for ("7.3" means 7.3.y); ``checks`` are the
+    names of the checks that prove it; ``folder`` holds cover.txt and the patches.
+    """
+
+    name: str
+    tree: TreeName
+    order: int
+    base: str
+    purpose: str
+    checks: tuple[str, ...]
+    enable: Enable
+    folder: Path
+
+    @property
+    def is_product(self) -> bool:
+        """Whether users get it; the others only teach an emulator to behave like hardware."""
+        return not self.is_testbed
+
+    @property
+    def is_testbed(self) -> bool:
+        """Whether it is for an emulator of the testbed and for nothing else."""
+        return self.tree.startswith("testbed-")
+
+    def patches(self) -> tuple[Path, ...]:
+        """Its patch files in the order in which they apply."""
+        return patch_files(self.folder)
+
+    @property
+    def cover(self) -> Path:
+        """The file of its cover letter."""
+        return self.folder / "cover.txt"
+
+
+def patch_files(folder: Path) -> tuple[Path, ...]:
+    """The patches of a folder in order; a cover letter made for sending is none of them."""
+    found = sorted(folder.glob("*.patch"))
+    return tuple(path for path in found if not path.name.startswith("0000-"))
+
+
+def series_folder(patches: Path, tree: TreeName, name: str) -> Path:
+    """Where the patches of a series lie below patches/."""
+    return patches / _FOLDERS[tree] / name
+
+
+def load_series(patches: Path, *, known_checks: Sequence[str] | None = None) -> tuple[Series, ...]:
+    """All series of ``patches``/series.yaml, by tree and then in the order of application.
+
+    With ``known_checks`` the names of checks must be among them. Raises UsageError, one
+    line with the place in the file, for anything that the file gets wrong.
+    """
+    path = patches / "series.yaml"
+    document = _read(path)
+    errors = list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(document))
+    # A key written wrong is both unknown and missing: say which one was written.
+    unknown = [error for error in errors if error.validator == "additionalProperties"]
+    error = unknown[0] if unknown else jsonschema.exceptions.best_match(errors)
+    if error is not None:
+        raise _schema_error(path, document, error)
+    found = [_series(entry, patches) for entry in document["series"]]
+    names: set[str] = set()
+    places: dict[tuple[TreeName, int], str] = {}
+    for series in found:
+        if series.name in names:
+            raise UsageError(
+                f"{path}: two series are named '{series.name}'", hint="give one another name"
+            )
+        names.add(series.name)
+        other = places.setdefault((series.tree, series.order), series.name)
+        if other != series.name:
+            raise UsageError(
+                f"{path}: {other} and {series.name} have the same order {series.order}"
+                f" in the tree {series.tree}",
+                hint="give each series of a tree its own place",
+            )
+        for check in series.checks:
+            if known_checks is not None and check not in known_checks:
+                raise UsageError(
+                    f"{path}: {series.name}: there is no check '{check}'",
+                    hint=nearest(check, list(known_checks)),
+                )
+    return tuple(sorted(found, key=lambda one: (TREES.index(one.tree), one.order)))
+
+
+def of_tree(series: Sequence[Series], tree: TreeName) -> tuple[Series, ...]:
+    """The series of one tree in order."""
+    return tuple(sorted((one for one in series if one.tree == tree), key=lambda one: one.order))
+
+
+def find_series(series: Sequence[Series], name: str) -> Series:
+    """The series of that name; raises UsageError with the nearest name."""
+    for one in series:
+        if one.name == name:
+            return one
+    hint = nearest(name, [one.name for one in series]) if series else "series.yaml lists none yet"
+    raise UsageError(f"there is no series '{name}'", hint=hint)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that is written twice is an error, and not the last one's win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return dict(super().construct_mapping(node, deep))
+
+
+def _read(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} does not exist", hint="name the folder that holds series.yaml"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    try:
+        # _StrictLoader is a SafeLoader: it makes plain values only.
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise UsageError(
+            f"{path}:{line}: {error.problem}", hint="the file's head explains each key"
+        ) from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def _schema_error(path: Path, document: Any, error: jsonschema.ValidationError) -> UsageError:
+    where = _place(document, list(error.absolute_path))
+    instance: Any = error.instance
+    schema = error.schema if isinstance(error.schema, Mapping) else {}
+    if error.validator == "additionalProperties":
+        known = sorted(schema.get("properties", {}))
+        unknown = next((str(key) for key in instance if key not in known), "")
+        return UsageError(f"{path}: {where}unknown key '{unknown}'", hint=nearest(unknown, known))
+    if error.validator == "required":
+        missing = next(key for key in schema.get("required", ()) if key not in instance)
+        return UsageError(f"{path}: {where}the key '{missing}' is missing", hint="add it")
+    if error.validator == "enum":
+        known = [str(value) for value in schema.get("enum", ())]
+        return UsageError(
+            f"{path}: {where}'{instance}' is not known", hint=nearest(str(instance), known)
+        )
+    if list(error.absolute_path)[-1:] == ["base"]:
+        return UsageError(
+            f"{path}: {where}'{instance}' is not a base version",
+            hint='write major.minor in quotes, such as base: "7.3"',
+        )
+    if list(error.absolute_path)[-1:] == ["qemu"]:
+        return UsageError(
+            f"{path}: {where}neither device.property settings nor a list of words",
+            hint="write {device.property: value} or [-option, value]",
+        )
+    return UsageError(
+        f"{path}: {where}{error.message.splitlines()[0]}", hint="the file's head explains each key"
+    )
+
+
+def _place(document: Any, path: list[str | int]) -> str:
+    """The path of an error in words, the entry by its name where it has one."""
+    words: list[str] = []
+    if len(path) >= 2 and path[0] == "series":
+        entry = document["series"][path[1]]
+        name = entry.get("name") if isinstance(entry, dict) else None
+        words.append(str(name) if name else f"entry {int(path[1]) + 1}")
+        path = path[2:]
+    words += [str(part) for part in path]
+    return "".join(f"{word}: " for word in words)
+
+
+def _series(entry: Mapping[str, Any], patches: Path) -> Series:
+    enable = entry.get("enable", {})
+    qemu = enable.get("qemu", {})
+    return Series(
+        name=entry["name"],
+        tree=entry["tree"],
+        order=entry["order"],
+        base=entry["base"],
+        purpose=" ".join(entry["purpose"].split()),
+        checks=tuple(entry.get("checks", ())),
+        enable=Enable(
+            modules=MappingProxyType(
+                {
+                    module: MappingProxyType(
+                        {key: _word(value, "Y", "N") for key, value in parameters.items()}
+                    )
+                    for module, parameters in enable.get("modules", {}).items()
+                }
+            ),
+            qemu_properties=MappingProxyType(
+                {key: _word(value, "on", "off") for key, value in qemu.items()}
+                if isinstance(qemu, dict)
+                else {}
+            ),
+            qemu_args=tuple(qemu) if isinstance(qemu, list) else (),
+            guest_kernel=enable.get("guest_kernel", "vanilla"),
+        ),
+        folder=series_folder(patches, entry["tree"], entry["name"]),
+    )
+
+
+def _word(value: str | int | float | bool, yes: str, no: str) -> str:
+    """A YAML scalar as a command line wants it (YAML reads ``on`` as true)."""
+    if isinstance(value, bool):
+        return yes if value else no
+    return str(value)

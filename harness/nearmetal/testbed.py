@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ``amd`` testbed: QEMU's TCG emulates a host with SVM, PCIe and an IOMMU; KVM runs in it.
+
+The host has an x3130 switch with two NVMe functions below it: ``peer`` with a controller
+memory buffer and ``disk``, the initiator. The IOMMU is VT-d, also beside an AMD CPU: it is the
+one that QEMU emulates well enough for vfio-pci. 9p shows the host the cache's store.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import ui
+from .builds import Image, Kernel, Keys, Qemu
+from .console import UP, Console
+from .errors import EnvironmentBroken, MeasurementError
+from .host import Host, reach
+from .proc import guarded
+from .shell import Address
+
+BOOT_DEADLINE_S = 180.0
+PEER_SERIAL = "nmpeer"
+DISK_SERIAL = "nmdisk"
+CMDLINE = (
+    "console=ttyS0 panic=-1 oops=panic mitigations=off nokaslr tsc=reliable no_timer_check "
+    "intel_iommu=on iommu=nopt quiet loglevel=5"
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an emulated host is made of."""
+
+    emulator: Qemu
+    kernel: Kernel
+    initramfs: Path
+    image: Image
+    keys: Keys
+    store: Path
+    cpus: int = 2
+    memory_mib: int = 6144
+
+
+def command_line(parts: Parts, *, port: int, console: Path, scratch: Path) -> list[str]:
+    """The emulator's command line; ``port`` on the loopback leads to the host's sshd."""
+    nvme = f"{scratch}/disk.raw"
+    return [
+        str(parts.emulator.program),
+        *("-L", str(parts.emulator.firmware)),
+        *("-name", "nearmetal-testbed"),
+        *("-machine", "q35,kernel-irqchip=split"),
+        *("-accel", "tcg,thread=multi,tb-size=1024"),
+        *("-cpu", "EPYC,+svm,+npt"),
+        *("-smp", str(parts.cpus), "-m", str(parts.memory_mib)),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-serial", f"file:{console}"),
+        *("-kernel", str(parts.kernel.image), "-initrd", str(parts.initramfs)),
+        *("-append", CMDLINE),
+        *("-device", "intel-iommu,intremap=on,device-iotlb=on,aw-bits=48"),
+        *("-drive", f"file={parts.image.path},if=none,id=root,format=raw,readonly=on"),
+        *("-device", "virtio-blk-pci,drive=root,serial=nmroot"),
+        *("-device", "virtio-rng-pci"),
+        *("-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:22"),
+        *("-device", "virtio-net-pci,netdev=net0,romfile="),
+        *("-fsdev", f"local,id=store,path={parts.store},security_model=none,readonly=on,multidevs=remap"),
+        *("-device", "virtio-9p-pci,fsdev=store,mount_tag=nmstore"),
+        *("-device", "pcie-root-port,id=rp0,chassis=10,slot=10"),
+        *("-device", "x3130-upstream,id=up0,bus=rp0"),
+        *("-device", "xio3130-downstream,id=dn0,bus=up0,chassis=11,slot=11"),
+        *("-device", "xio3130-downstream,id=dn1,bus=up0,chassis=12,slot=12"),
+        *("-device", f"nvme,serial={PEER_SERIAL},cmb_size_mb=64,bus=dn0"),
+        *("-drive", f"file={nvme},if=none,id=disk,format=raw,cache=unsafe"),
+        *("-device", f"nvme,serial={DISK_SERIAL},drive=disk,bus=dn1"),
+    ]
+
+
+class Testbed:
+    """A running emulator; a context manager owns it."""
+
+    def __init__(self, parts: Parts, process: subprocess.Popen[bytes], console: Console, port: int):
+        self.parts = parts
+        self.process = process
+        self.console = console
+        self.port = port
+
+    def alive(self) -> None:
+        """Raise MeasurementError when the emulator has ended."""
+        status = self.process.poll()
+        if status is not None:
+            raise MeasurementError(
+                f"the emulated host ended by itself (status {status})", detail=self.console.tail()
+            )
+
+    @property
+    def address(self) -> Address:
+        """Where the host's sshd is reached."""
+        return Address(
+            "127.0.0.1", self.port, "root", self.parts.keys.login, self.parts.keys.host_public
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def power_on(parts: Parts, *, console: Path, scratch: Path, emulator_log: Path) -> Iterator[Testbed]:
+    """Start the emulator; it is killed when the context ends or the harness dies."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    with (scratch / "disk.raw").open("wb") as stream:
+        stream.truncate(128 << 20)
+    console.unlink(missing_ok=True)
+    port = _free_port()
+    line = command_line(parts, port=port, console=console, scratch=scratch)
+    with emulator_log.open("ab") as log:
+        log.write((" ".join(line) + "\n").encode())
+        log.flush()
+        process = subprocess.Popen(
+            guarded(line),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield Testbed(parts, process, Console("host", console), port)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def wait_up(testbed: Testbed) -> Host:
+    """Wait for the emulated host's boot and log in to it."""
+    try:
+        testbed.console.wait_for(UP, deadline_s=BOOT_DEADLINE_S, alive=testbed.alive)
+    except MeasurementError as error:
+        raise BootFailed(error.message, detail=error.detail, hint=error.hint) from None
+    try:
+        host = reach(
+            "testbed",
+            testbed.address,
+            deadline_s=60,
+            work="/run/nearmetal",
+            store=testbed.parts.store,
+        )
+    except EnvironmentBroken as error:
+        raise BootFailed(error.message, detail=testbed.console.tail(), hint=error.hint) from None
+    host.p2p = find_p2p(host)
+    return host
+
+
+class BootFailed(MeasurementError):
+    """The emulated host did not come up; one more try is allowed, and reported."""
+
+
+def find_p2p(host: Host) -> dict[str, str]:
+    """The testbed's two NVMe functions, by serial (their numbers change from boot to boot)."""
+    listing = host.shell.run(
+        'for c in /sys/class/nvme/nvme*; do [ -e "$c" ] && '
+        'echo "$(cat $c/serial) $(basename $(readlink -f $c/device))"; done',
+        check=False,
+    ).stdout
+    names = {PEER_SERIAL: "peer", DISK_SERIAL: "disk"}
+    found = {}
+    for line in listing.splitlines():
+        serial, _, address = line.strip().partition(" ")
+        if serial in names:
+            found[names[serial]] = address.strip()
+    if len(found) != 2:
+        raise MeasurementError(
+            "the emulated host does not show its two NVMe functions",
+            detail=listing or "no NVMe controller at all",
+        )
+    return found
+
+
+@contextmanager
+def running_host(parts: Parts, *, logs: Path, scratch: Path) -> Iterator[tuple[Host, Testbed, int]]:
+    """An emulated host that is up: (host, testbed, boots that were tried again: 0 or 1)."""
+    retries = 0
+    while True:
+        name = "host-console.log" if not retries else "host-console-2.log"
+        boot = power_on(
+            parts, console=logs / name, scratch=scratch, emulator_log=logs / "emulator.log"
+        )
+        with boot as testbed:
+            with ui.step("booting the emulated host"):
+                try:
+                    host = wait_up(testbed)
+                except BootFailed as error:
+                    if retries:
+                        raise
+                    ui.warn(f"{error.message}; trying once more")
+                    retries += 1
+                    continue
+            try:
+                yield host, testbed, retries
+            finally:
+                host.shell.close()
+            return

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Exits counted in the host's kernel, by hist triggers on KVM's tracepoints.
+
+The kernel counts (Documentation/trace/histogram.rst), so nothing can overrun, and the guest
+itself starts and stops the counting: CPUID with leaf 0x4e4d0000 enables the histograms
+(enable_hist triggers on kvm:kvm_cpuid), a write to port 0x5f1 disables them (disable_hist
+triggers on kvm:kvm_pio; one tracepoint cannot hold both for the same event). What ran before
+and after, sshd in the guest for one, is not in the numbers.
+
+Which port accesses left the kernel is told by a synthetic event: kvm:kvm_userspace_exit with
+reason KVM_EXIT_IO, matched in the same vCPU thread to the kvm:kvm_pio before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .errors import MeasurementError
+from .shell import Shell
+
+MARK_LEAF = 0x4E4D0000
+MARK_PORT = 0x5F1
+
+CONFIG_ADDRESS = 0xCF8
+CONFIG_DATA = 0xCFC
+
+KVM_EXIT_IO = 2
+"""include/uapi/linux/kvm.h"""
+
+_T = "/sys/kernel/tracing"
+_USER_PIO = "nm_pio_user"
+_EVENTS = ("kvm_exit", "kvm_userspace_exit", "kvm_pio", "kvm_mmio", "kvm_msr")
+_HISTS = {
+    "kvm_exit": "hist:keys=exit_reason:size=512:pause",
+    "kvm_userspace_exit": "hist:keys=reason:size=256:pause",
+    "kvm_pio": "hist:keys=port,rw,size:size=1024:pause",
+    "kvm_mmio": "hist:keys=type,gpa.buckets=4096:size=8192:pause",
+    "kvm_msr": "hist:keys=ecx,write:size=2048:pause",
+}
+
+MMIO_READ_UNSATISFIED, MMIO_READ, MMIO_WRITE = 0, 1, 2
+"""include/trace/events/kvm.h, KVM_TRACE_MMIO_*"""
+
+
+def _start() -> str:
+    lines = [f"cd {_T} || exit 1", _stop(), f"echo '{_USER_PIO} unsigned int port; unsigned int rw' >> synthetic_events || exit 1"]
+    # the variables that the match needs: the last port of each vCPU thread
+    lines.append("echo 'hist:keys=common_pid:nmport=port,nmrw=rw' >> events/kvm/kvm_pio/trigger || exit 1")
+    lines.append(
+        "echo 'hist:keys=common_pid:onmatch(kvm.kvm_pio)."
+        f"{_USER_PIO}($nmport,$nmrw) if reason == {KVM_EXIT_IO}' "
+        ">> events/kvm/kvm_userspace_exit/trigger || exit 1"
+    )
+    for event, hist in _HISTS.items():
+        lines.append(f"echo '{hist}' >> events/kvm/{event}/trigger || exit 1")
+    lines.append(
+        f"echo 'hist:keys=port,rw:size=1024:pause' >> events/synthetic/{_USER_PIO}/trigger || exit 1"
+    )
+    for system, event in (*(("kvm", name) for name in _EVENTS), ("synthetic", _USER_PIO)):
+        lines.append(
+            f"echo 'enable_hist:{system}:{event} if function == {MARK_LEAF}' "
+            ">> events/kvm/kvm_cpuid/trigger || exit 1"
+        )
+        lines.append(
+            f"echo 'disable_hist:{system}:{event} if port == {MARK_PORT}' "
+            ">> events/kvm/kvm_pio/trigger || exit 1"
+        )
+    return "\n".join(lines)
+
+
+def _stop() -> str:
+    """Remove every trigger of ours, those that refer to others first; may be run at any time."""
+    return rf"""
+for try in 1 2 3; do
+  for e in kvm/kvm_cpuid kvm/kvm_pio kvm/kvm_userspace_exit kvm/kvm_exit kvm/kvm_mmio kvm/kvm_msr synthetic/{_USER_PIO}; do
+    f=events/$e/trigger
+    [ -e $f ] || continue
+    grep -v '^#' $f | sed -e 's/ \[active\]$//' -e 's/ \[paused\]$//' -e 's/:unlimited//' | while read -r t; do
+      echo "!$t" >> $f 2>/dev/null
+    done
+  done
+done
+[ -e events/synthetic/{_USER_PIO} ] && echo '!{_USER_PIO}' >> synthetic_events 2>/dev/null
+true
+"""
+
+
+_READ = f"cd {_T} && " + " && ".join(
+    f"echo '=== {system}/{event}' && cat events/{system}/{event}/hist"
+    for system, event in (*(("kvm", name) for name in _EVENTS), ("synthetic", _USER_PIO))
+)
+
+
+@dataclass(frozen=True)
+class Hist:
+    """One histogram: how many events, by the values of its keys."""
+
+    keys: tuple[str, ...]
+    hits: Mapping[tuple[str, ...], int]
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Exits:
+    """The exits between two marks of the guest, the marks' own already taken out.
+
+    ``reasons``: all exits by hardware exit reason; ``userspace``: returns of KVM_RUN by
+    KVM_EXIT_* reason; ``pio``: port accesses by (port, "in" or "out"); ``pio_user``: those of
+    them that left the kernel; ``mmio``: (type, page of the guest's physical address in bytes);
+    ``msr``: (MSR, "read" or "write").
+    """
+
+    reasons: Mapping[str, int]
+    userspace: Mapping[int, int]
+    pio: Mapping[tuple[int, str], int]
+    pio_user: Mapping[tuple[int, str], int]
+    mmio: Mapping[tuple[int, int], int]
+    msr: Mapping[tuple[int, str], int]
+
+    @property
+    def total(self) -> int:
+        """Exits of all reasons."""
+        return sum(self.reasons.values())
+
+    @property
+    def total_userspace(self) -> int:
+        """Exits that returned to QEMU."""
+        return sum(self.userspace.values())
+
+    def ports(self, first: int, last: int) -> int:
+        """Accesses to the ports of a range, both directions."""
+        return sum(n for (port, _), n in self.pio.items() if first <= port <= last)
+
+    def ports_userspace(self, first: int, last: int) -> int:
+        """Those of them that left the kernel."""
+        return sum(n for (port, _), n in self.pio_user.items() if first <= port <= last)
+
+    def mmio_reads(self, start: int, end: int) -> int:
+        """MMIO reads of the guest's physical addresses from ``start`` to below ``end``."""
+        return sum(
+            n for (kind, page), n in self.mmio.items() if kind == MMIO_READ and start <= page < end
+        )
+
+    def mmio_reads_userspace(self, start: int, end: int) -> int:
+        """Those of them that the kernel could not answer."""
+        return sum(
+            n
+            for (kind, page), n in self.mmio.items()
+            if kind == MMIO_READ_UNSATISFIED and start <= page < end
+        )
+
+
+def parse_hists(text: str) -> dict[str, list[Hist]]:
+    """The ``hist`` files of the events, one after another, each behind ``=== system/event``."""
+    found: dict[str, list[Hist]] = {}
+    for part in re.split(r"^=== ", text, flags=re.M)[1:]:
+        name, _, body = part.partition("\n")
+        found[name.strip()] = [
+            _parse_hist(chunk) for chunk in body.split("# event histogram")[1:]
+        ]
+    return found
+
+
+_ENTRY = re.compile(r"^\{ (?P<keys>.*?) \} .*?hitcount:\s*(?P<hits>\d+)", re.M)
+
+
+def _parse_hist(chunk: str) -> Hist:
+    info = re.search(r"trigger info: hist:keys=([^:\s]+)", chunk)
+    keys = tuple(key.split(".")[0] for key in (info[1].split(",") if info else ()))
+    hits: dict[tuple[str, ...], int] = {}
+    for entry in _ENTRY.finditer(chunk):
+        values = dict(
+            re.findall(r"([a-z_]+)\s*:\s*(~?\s*[^,]+?)\s*(?:,|$)", entry["keys"])
+        )
+        key = tuple(values.get(name, "?").strip() for name in keys)
+        hits[key] = hits.get(key, 0) + int(entry["hits"])
+    dropped = re.search(r"Dropped: (\d+)", chunk)
+    return Hist(keys, hits, int(dropped[1]) if dropped else 0)
+
+
+def parse_exits(text: str) -> Exits:
+    """The counts of one measured interval; MeasurementError if any event was lost."""
+    hists = parse_hists(text)
+
+    def one(name: str, keys: tuple[str, ...]) -> Mapping[tuple[str, ...], int]:
+        for hist in hists.get(name, []):
+            if hist.keys == keys:
+                if hist.dropped:
+                    raise MeasurementError(
+                        f"the trace lost {hist.dropped} events of {name}",
+                        hint="its histogram is too small for this load",
+                    )
+                return hist.hits
+        raise MeasurementError(f"the trace has no histogram of {name} by {', '.join(keys)}")
+
+    def direction(value: str) -> str:
+        return "out" if _number(value) else "in"
+
+    pio = {
+        (_number(port), direction(rw)): 0
+        for port, rw, _ in one("kvm/kvm_pio", ("port", "rw", "size"))
+    }
+    for (port, rw, _), count in one("kvm/kvm_pio", ("port", "rw", "size")).items():
+        pio[_number(port), direction(rw)] += count
+    user = {
+        (_number(port), direction(rw)): count
+        for (port, rw), count in one(f"synthetic/{_USER_PIO}", ("port", "rw")).items()
+    }
+    reasons = {key[0]: count for key, count in one("kvm/kvm_exit", ("exit_reason",)).items()}
+    userspace = {
+        _number(key[0]): count for key, count in one("kvm/kvm_userspace_exit", ("reason",)).items()
+    }
+    # The end mark's exit is counted before its port access stops the counting; the begin mark's
+    # exit comes before the counting, and never leaves the kernel.
+    for table in (pio, user):
+        table.pop((MARK_PORT, "out"), None)
+    for reason in list(reasons):
+        if reason in IO_REASONS and reasons[reason]:
+            reasons[reason] -= 1
+            break
+    return Exits(
+        reasons=reasons,
+        userspace=userspace,
+        pio=pio,
+        pio_user=user,
+        mmio={
+            (_number(kind), _number(page.strip("~ ").split("-")[0])): count
+            for (kind, page), count in one("kvm/kvm_mmio", ("type", "gpa")).items()
+        },
+        msr={
+            (_number(ecx), "write" if _number(write) else "read"): count
+            for (ecx, write), count in one("kvm/kvm_msr", ("ecx", "write")).items()
+        },
+    )
+
+
+IO_REASONS = ("123", "30")
+"""Exit reason of a port access: SVM_EXIT_IOIO 0x7b, EXIT_REASON_IO_INSTRUCTION 30."""
+
+
+def _number(text: str) -> int:
+    text = text.strip().lstrip("~").strip()
+    return int(text, 16) if text.lower().startswith("0x") else int(text)
+
+
+@dataclass(frozen=True)
+class Tracer:
+    """The counting on one host; made by ``counting``."""
+
+    shell: Shell
+
+    def clear(self) -> None:
+        """Set all counts to zero before the next interval."""
+        self.shell.run(_start(), deadline_s=60)
+
+    def raw(self) -> str:
+        """The histograms' text as the kernel prints it."""
+        return self.shell.run(_READ, deadline_s=60).stdout
+
+    def read(self) -> Exits:
+        """The counts since ``clear``."""
+        return parse_exits(self.raw())
+
+
+@contextmanager
+def counting(shell: Shell) -> Iterator[Tracer]:
+    """The host's tracepoints with our triggers on them for as long as the context lasts."""
+    missing = shell.run(
+        f"for e in {' '.join(_EVENTS)}; do [ -e {_T}/events/kvm/$e ] || echo $e; done; "
+        f"[ -e {_T}/synthetic_events ] || echo synthetic_events; "
+        f"[ -e {_T}/events/kvm/kvm_pio/hist ] || echo hist",
+        deadline_s=60,
+    ).stdout.split()
+    if missing:
+        raise MeasurementError(
+            f"{shell.name}: the host's kernel lacks {', '.join(missing)} in {_T}",
+            hint="it needs CONFIG_HIST_TRIGGERS, CONFIG_SYNTH_EVENTS and the kvm module",
+        )
+    tracer = Tracer(shell)
+    try:
+        yield tracer
+    finally:
+        shell.run(f"cd {_T} && {_stop()}", deadline_s=60, check=False)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is compared in one run: which patches are in, and what is switched on, a variant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import UsageError
+from .model import VARIANTS, Variant
+from .series import Series
+
+
+@dataclass(frozen=True)
+class Config:
+    """One variant, for one series where it is ``on``."""
+
+    variant: Variant
+    series: str | None = None
+    linux_patches: tuple[Path, ...] = ()
+    qemu_patches: tuple[Path, ...] = ()
+    guest_patches: tuple[Path, ...] = ()
+    applied: tuple[str, ...] = ()
+    modules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    qemu_args: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """A short name for files and steps."""
+        return self.variant if self.series is None else f"{self.variant}-{self.series}"
+
+
+def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config, ...]:
+    """The variants to run, in the order vanilla, off, on (once for each product series).
+
+    Raises UsageError where a patched variant is asked for and there is no product series.
+    """
+    product = [one for one in series if one.is_product]
+    if not product and (patched := [variant for variant in wanted if variant != "vanilla"]):
+        raise UsageError(
+            f"there is no product series yet, so no variant '{patched[0]}'",
+            hint="leave --variant out, or add a series to patches/series.yaml",
+        )
+
+    def patches(tree: str) -> tuple[Path, ...]:
+        return tuple(path for one in product if one.tree == tree for path in one.patches())
+
+    linux, qemu = patches("linux"), patches("qemu")
+    applied = tuple(dict.fromkeys(one.name for one in product))
+    result: list[Config] = []
+    for variant in VARIANTS:
+        if variant not in wanted:
+            continue
+        if variant == "vanilla":
+            result.append(Config("vanilla"))
+            continue
+        if variant == "off":
+            result.append(Config("off", None, linux, qemu, applied=applied))
+            continue
+        for name in applied:
+            parts = [one for one in product if one.name == name]
+            modules = {
+                key: dict(value) for one in parts for key, value in one.enable.modules.items()
+            }
+            words = tuple(word for one in parts for word in one.enable.qemu_arguments())
+            guest = any(one.enable.guest_kernel == "patched" for one in parts)
+            result.append(
+                Config("on", name, linux, qemu, linux if guest else (), applied, modules, words)
+            )
+    return tuple(result)
+
+
+def available(series: Sequence[Series]) -> tuple[Variant, ...]:
+    """The variants that the series at hand make possible."""
+    return VARIANTS if any(one.is_product for one in series) else ("vanilla",)

@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Checks: what a file may say, and that only what was measured and holds passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import indent
+
+import pytest
+from nearmetal.checks import (
+    DEFAULT_CHECKS,
+    Check,
+    exit_status,
+    judge,
+    load_checks,
+    plan_all,
+)
+from nearmetal.errors import Exit, UsageError
+from nearmetal.model import CheckResult, Measurement, Missing, Skipped, Variant
+
+NAME = "lspci.userspace_exits"
+PLAN = plan_all(("lspci", "vmexit", "p2p"), ("vanilla",), testbed="amd")
+
+
+def row(
+    *values: float,
+    name: str = NAME,
+    variant: Variant = "vanilla",
+    series: str | None = None,
+    **context: str,
+) -> Measurement:
+    keys = {key.removesuffix("_"): value for key, value in context.items()}
+    return Measurement(name, variant, "exits", values, "emulated", series=series, context=keys)
+
+
+def write_checks(folder: Path, *expressions: str, more: str = "", name: str = "own.yaml") -> Path:
+    """A file with the checks c0, c1, …; ``more`` is added to each."""
+    text = "schema: 1\nchecks:\n"
+    for index, expression in enumerate(expressions):
+        text += f"  - name: c{index}\n    expression: >-\n{indent(expression, ' ' * 6)}\n"
+        text += "    expected: what is expected\n    why: this is why\n" + indent(more, " " * 4)
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def verdict(
+    folder: Path,
+    expression: str,
+    rows: Sequence[Measurement],
+    *,
+    missing: Sequence[Missing] = (),
+    skipped: Sequence[Skipped] = (),
+    more: str = "",
+) -> CheckResult:
+    checks = load_checks(write_checks(folder, expression, more=more))
+    return judge(checks, rows, missing, skipped, PLAN)[0]
+
+
+def refusal(path: Path) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        load_checks(path)
+    assert "\n" not in caught.value.message
+    assert str(path) in caught.value.message
+    assert caught.value.hint
+    return caught.value
+
+
+# --- loading ---------------------------------------------------------------------------------
+
+
+def test_the_default_checks_load_and_each_says_why() -> None:
+    checks = load_checks()
+    assert {"lspci", "vmexit", "p2p"} <= {check.name.split(".")[0] for check in checks}
+    assert all(check.why and check.expected and check.needs for check in checks)
+
+
+def test_needs_are_derived_from_the_expression(tmp_path: Path) -> None:
+    path = write_checks(tmp_path, 'median("lspci.exits") - median("lspci.pass_us") > 0')
+    (check,) = load_checks(path)
+    assert check.needs == {"lspci.exits", "lspci.pass_us"}
+
+
+def test_a_users_file_replaces_checks_of_the_same_name_and_adds_others(tmp_path: Path) -> None:
+    first = write_checks(tmp_path, 'count("lspci.exits") > 1', 'count("lspci.exits") > 2')
+    own = write_checks(tmp_path, 'count("lspci.exits") > 9', name="second.yaml")
+    found = {check.name: check.expression for check in load_checks([first, own])}
+    assert found == {"c0": 'count("lspci.exits") > 9', "c1": 'count("lspci.exits") > 2'}
+
+
+@pytest.mark.parametrize(
+    ("expression", "message", "hint"),
+    [
+        ('median("lspci.userspace_exit") > 0', "lspci.userspace_exit'", "lspci.userspace_exits"),
+        ('medien("lspci.exits") > 0', "unknown function 'medien'", "median"),
+        ('median("lspci.exits", variant="vanila") > 0', "unknown variant", "vanilla"),
+        ('median("lspci.exits") >', "does not parse", "example"),
+        ('median("lspci.exits", pass="second") > 0', "does not parse", "pass_"),
+        ("median(name) > 0", "one measurement's name", "lspci.exits"),
+        ('median("lspci.exits", path=cf8) > 0', "a text in quotes", 'path="cf8"'),
+        ('median("lspci.exits", path="a", path="b") > 0', "twice", "leave"),
+        ('median("lspci.exits", variant=None) > 0', "variant", "vanilla"),
+        ("lspci > 0", "'lspci' stands for nothing", "median"),
+        ("1 + 1 == 2", "uses no measurement", "median"),
+        ('median("lspci.exits") > 1e999', "not a finite number", "texts"),
+        ('median("lspci.exits") == "768"', "not a finite number", "texts"),
+        ('median("lspci.exits").real > 0', "Attribute", "comparisons"),
+        ('[v for v in values("lspci.exits")] == 1', "ListComp", "comparisons"),
+        ('median("lspci.exits") ** 9 ** 9 ** 9 > 0', "Pow", "comparisons"),
+        ('__import__("os") == 0', "unknown function '__import__'", ""),
+        ('abs("lspci.exits") > 0', "not a finite number", ""),
+    ],
+)
+def test_an_expression_that_cannot_be_judged_is_refused_with_the_mend(
+    tmp_path: Path, expression: str, message: str, hint: str
+) -> None:
+    error = refusal(write_checks(tmp_path, expression))
+    assert "check 'c0'" in error.message
+    assert message in error.message
+    assert hint in (error.hint or "")
+    assert error.status == Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("schema: 1\nchecks: []\n", "checks"),
+        ("schema: 2\nchecks: [{}]\n", "schema"),
+        ("schema: 1\nchecks:\n  - {name: a, expression: b}\n", "check 'a'"),
+        ("schema: 1\nchecks:\n  - {expression: b}\n", "check number 1"),
+        ("- a\n- b\n", "the document"),
+        ("", "the document"),
+        ("schema: [\n", "not YAML: line 2"),
+        ("schema: 1\nschema: 1\n", "comes twice"),
+        ("schema: 1\nchecks:\n  - {name: a, expresion: b, expected: c, why: d}\n", "expres"),
+    ],
+)
+def test_a_file_that_is_no_checks_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    assert message in refusal(path).message
+
+
+def test_an_unknown_key_gets_the_nearest_known_one(tmp_path: Path) -> None:
+    path = write_checks(tmp_path, 'count("lspci.exits") > 0', more="applys_to: {}\n")
+    error = refusal(path)
+    assert "applys_to" in error.message
+    assert "applies_to" in (error.hint or "")
+
+
+def test_a_name_twice_in_one_file_is_refused(tmp_path: Path) -> None:
+    path = write_checks(tmp_path, 'count("lspci.exits") > 0', 'count("lspci.exits") > 1')
+    path.write_text(path.read_text().replace("name: c1", "name: c0"))
+    assert "two checks are named 'c0'" in refusal(path).message
+
+
+def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
+    refusal(tmp_path / "none.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    refusal(binary)
+
+
+def test_a_condition_on_an_unknown_test_or_variant_is_refused(tmp_path: Path) -> None:
+    for more, hint in (("tests: [lspi]", "lspci"), ("variants: [onn]", "on")):
+        path = write_checks(tmp_path, 'count("lspci.exits") > 0', more=f"applies_to: {{{more}}}\n")
+        assert f"'{hint}'" in (refusal(path).hint or "")
+
+
+# --- judging: pass and fail -------------------------------------------------------------------
+
+
+def test_pass_and_fail_show_the_numbers_they_rest_on(tmp_path: Path) -> None:
+    rows = [row(768, 768, 770, path="cf8"), row(1920, path="ecam")]
+    call = f'median("{NAME}", variant="vanilla", path="cf8")'
+    good, bad = (verdict(tmp_path, f"{call} == {value}", rows) for value in (768, 769))
+    assert (good.status, bad.status) == ("pass", "fail")
+    assert good.observed == bad.observed == f"median {NAME}[vanilla, cf8] = 768 exits"
+    assert "this is why" in bad.reason
+    assert "== 769" in bad.reason
+    assert bad.expected == "what is expected"
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        f'spread("{NAME}", path="cf8") == 4',
+        f'maximum("{NAME}") == 100',
+        f'minimum("{NAME}") == 10',
+        f'count("{NAME}") == 4 and count("{NAME}", path="ecam") == 1',
+        f'values("{NAME}", path="cf8") == values("{NAME}", path="cf8")',
+        f'values("{NAME}", path="cf8") != values("{NAME}", path="ecam")',
+        f'abs(10 - median("{NAME}", path="ecam")) == 90',
+        f'not (median("{NAME}", path="ecam") < 1 or median("{NAME}", path="cf8") % 2 == 1)',
+    ],
+)
+def test_the_functions_compute_what_they_say(tmp_path: Path, expression: str) -> None:
+    rows = [row(10, 12, 14, path="cf8"), row(100, path="ecam")]
+    assert verdict(tmp_path, expression, rows).status == "pass"
+    assert verdict(tmp_path, f"not ({expression})", rows).status == "fail"
+
+
+def test_selectors_match_series_context_and_absence(tmp_path: Path) -> None:
+    rows = [
+        row(1, pass_="first"),
+        row(2, pass_="second"),
+        row(3, series="s"),
+        row(4, setup="mediated"),
+    ]
+    for selector, value in (
+        ('pass_="second"', 2),
+        ('series="s"', 3),
+        ('setup="mediated"', 4),
+        ("pass_=None, series=None, setup=None", None),
+    ):
+        result = verdict(tmp_path, f'median("{NAME}", {selector}) == {value or 0}', rows)
+        assert result.status == ("pass" if value else "error"), result
+
+
+# --- judging: error ---------------------------------------------------------------------------
+
+
+def test_several_rows_are_an_error_that_names_what_tells_them_apart(tmp_path: Path) -> None:
+    rows = [row(1, path="cf8", pass_="first"), row(1, path="ecam", pass_="first"), row(1)]
+    result = verdict(tmp_path, f'median("{NAME}", variant="vanilla") == 1', rows)
+    assert result.status == "error"
+    assert "path (cf8, ecam, None)" in result.reason
+    assert "variant" not in result.reason.split("apart")[1]
+
+
+def test_two_rows_that_nothing_tells_apart_are_an_error(tmp_path: Path) -> None:
+    result = verdict(tmp_path, f'median("{NAME}") == 1', [row(1), row(1)])
+    assert (result.status, "nothing tells them apart" in result.reason) == ("error", True)
+
+
+def test_what_is_missing_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    lost = Missing("lspci", "vanilla", "the trace lost 12 events", (NAME,))
+    result = verdict(tmp_path, f'median("{NAME}", variant="vanilla") == 0', [], missing=[lost])
+    assert result.status == "error"
+    assert "the trace lost 12 events" in result.reason
+
+
+def test_a_planned_measurement_without_row_or_reason_is_an_error(tmp_path: Path) -> None:
+    result = verdict(tmp_path, f'count("{NAME}", variant="vanilla") == 0', [])
+    assert result.status == "error"
+
+
+def test_a_row_of_another_context_does_not_stand_in_for_the_one_asked_for(tmp_path: Path) -> None:
+    result = verdict(tmp_path, f'median("{NAME}", path="ecam") == 1', [row(1, path="cf8")])
+    assert result.status == "error"
+    assert "path=cf8" in result.reason
+
+
+@pytest.mark.parametrize("function", ["maximum", "minimum", "count"])
+def test_functions_over_all_rows_refuse_an_incomplete_measurement(
+    tmp_path: Path, function: str
+) -> None:
+    lost = Missing("lspci", "vanilla", "timeout in pass 2", (NAME,))
+    expression = f'{function}("{NAME}") == 1'
+    assert verdict(tmp_path, expression, [row(1)]).status == "pass"
+    assert verdict(tmp_path, expression, [row(1)], missing=[lost]).status == "error"
+
+
+@pytest.mark.parametrize(
+    ("expression", "rows"),
+    [
+        (f'1 / median("{NAME}") > 0', [row(0)]),
+        (f'median("{NAME}") % median("{NAME}") == 0', [row(0)]),
+        (f'median("{NAME}") > 0', [row(math.inf)]),
+        (f'not (median("{NAME}") > 0)', [row(math.nan)]),
+        (f'median("{NAME}") * 10 > 0', [row(1e308)]),
+        (f'maximum("{NAME}") > 0', [row(1), row(1, math.nan)]),
+        (f'median("{NAME}")', [row(1)]),
+        (f'median("{NAME}") > 0 and 5', [row(1)]),
+        (f'values("{NAME}") > 0', [row(1)]),
+        (f'median("{NAME}") > 0', [row()]),
+        (f'spread("{NAME}") == 0', [row(1)]),
+    ],
+)
+def test_what_cannot_be_evaluated_never_passes(
+    tmp_path: Path, expression: str, rows: list[Measurement]
+) -> None:
+    result = verdict(tmp_path, expression, rows)
+    assert result.status == "error"
+    assert result.reason
+    assert "\n" not in result.reason
+
+
+def test_an_unmeasured_operand_counts_even_where_evaluation_would_not_reach_it(
+    tmp_path: Path,
+) -> None:
+    expression = f'median("{NAME}") == 1 or median("lspci.exits") == 1'
+    assert verdict(tmp_path, expression, [row(1)]).status == "error"
+
+
+# --- judging: skip ----------------------------------------------------------------------------
+
+
+def test_what_is_declared_not_to_apply_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    name = "vmexit.agent.pmu_exits_per_sample"
+    declared = Skipped("vmexit", "vanilla", "the guest has no PMU", (name,))
+    result = verdict(tmp_path, f'median("{name}", variant="vanilla") > 0', [], skipped=[declared])
+    assert (result.status, result.reason) == ("skip", "the guest has no PMU")
+
+
+@pytest.mark.parametrize("names", [(NAME, NAME), (NAME, "lspci.exits"), ("lspci.exits", NAME)])
+def test_missing_outweighs_skipped(tmp_path: Path, names: tuple[str, str]) -> None:
+    lost = Missing("lspci", "vanilla", "panic", (names[0],))
+    declared = Skipped("lspci", "vanilla", "no ECAM", (names[1],))
+    expression = f'median("{NAME}") + median("lspci.exits") > 0'
+    result = verdict(tmp_path, expression, [], missing=[lost], skipped=[declared])
+    assert result.status == "error"
+    assert "panic" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("selectors", "reason"),
+    [
+        ('variant="on"', "variant 'on'"),
+        ('series="pci-config-cache"', "series 'pci-config-cache'"),
+        ('testbed="intel"', "testbed 'intel'"),
+    ],
+)
+def test_what_this_run_does_not_have_is_skipped(
+    tmp_path: Path, selectors: str, reason: str
+) -> None:
+    both = f'median("{NAME}", {selectors}) < median("{NAME}", variant="vanilla")'
+    result = verdict(tmp_path, both, [row(1)])
+    assert result.status == "skip"
+    assert reason in result.reason
+
+
+def test_a_test_that_was_not_selected_is_skipped_and_its_absence_is_no_error() -> None:
+    plan = plan_all(("p2p",), ("vanilla",))
+    results = judge(load_checks(), (), (), (), plan)
+    lspci = [result for result in results if result.name.startswith("lspci.")]
+    assert {result.status for result in lspci} == {"skip"}
+    assert all("p2p" in result.reason for result in lspci)
+    assert [r.name for r in results if r.name.startswith("measured:")] == ["measured:p2p:vanilla"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "status"),
+    [
+        ("hosts: [testbed]", "pass"),
+        ("hosts: [gpu-7]", "skip"),
+        ("testbeds: [intel]", "skip"),
+        ("tests: [lspci]", "pass"),
+        ("variants: ['on']", "skip"),
+        ("series: [direct-p2p]", "skip"),
+    ],
+)
+def test_a_check_is_judged_only_where_it_applies(
+    tmp_path: Path, condition: str, status: str
+) -> None:
+    more = f"applies_to: {{{condition}}}\n"
+    result = verdict(tmp_path, f'median("{NAME}") == 1', [row(1)], more=more)
+    assert result.status == status
+    assert bool(result.reason)
+
+
+# --- what was not measured fails the run -------------------------------------------------------
+
+
+def test_every_missing_fails_the_run_also_where_no_check_needs_it() -> None:
+    plan = plan_all((), ("vanilla",))
+    lost = [
+        Missing("lspci", "vanilla", "panic in the guest", (NAME,), "Kernel panic\nCall Trace:"),
+        Missing("lspci", "vanilla", "timeout", ("lspci.exits",)),
+    ]
+    (result,) = judge((), (), lost, (), plan)
+    assert (result.name, result.status) == ("measured:lspci:vanilla", "error")
+    assert result.reason == "panic in the guest\nKernel panic\nCall Trace:\ntimeout"
+    assert NAME in result.expected
+    assert exit_status([result]) == Exit.FAILED
+
+
+def test_a_planned_name_without_a_row_fails_the_run_unless_it_is_skipped() -> None:
+    plan = plan_all(("lspci",), ("vanilla",))
+    rows = [row(1, name=name) for name in sorted(plan.names["vanilla"]) if name != NAME]
+    (result,) = judge((), rows, (), (), plan)
+    assert (result.status, result.name) == ("error", "measured:lspci:vanilla")
+    assert NAME in result.reason
+    declared = Skipped("lspci", "vanilla", "not here", (NAME,))
+    assert judge((), rows, (), [declared], plan) == ()
+    assert judge((), [*rows, row(1)], (), (), plan) == ()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status"),
+    [
+        (("pass", "skip"), Exit.OK),
+        (("pass", "fail"), Exit.FAILED),
+        (("pass", "error"), Exit.FAILED),
+        ((), Exit.OK),
+    ],
+)
+def test_the_exit_status_follows_the_verdicts(statuses: tuple[str, ...], status: Exit) -> None:
+    results = [CheckResult("c", verdict, "", "", "") for verdict in statuses]  # type: ignore[arg-type]
+    assert exit_status(results) == status
+
+
+# --- the default checks ------------------------------------------------------------------------
+
+
+def healthy() -> list[Measurement]:
+    """Rows as an unpatched testbed gives them."""
+    rows = []
+    for path, exits in (("cf8", 768), ("ecam", 1920)):
+        for number in ("first", "second"):
+            rows += [
+                row(exits, exits, exits, name="lspci.exits", path=path, pass_=number),
+                row(exits, exits, exits, path=path, pass_=number),
+                row(4e5, 4.1e5, name="lspci.pass_us", path=path, pass_=number),
+            ]
+        rows.append(row(1e6, 1.1e6, name="lspci.dword_ns", path=path))
+    agent = {
+        "vmexit.agent.exits_per_sample": 812.5,
+        "vmexit.agent.userspace_exits_per_sample": 768,
+        "vmexit.agent.pmu_exits_per_sample": 0,
+        "vmexit.agent.samples_per_s": 1.9,
+    }
+    peers = {
+        "p2p.read_mib_s": 40,
+        "p2p.write_mib_s": 38,
+        "p2p.host_ram_mib_s": 120,
+        "p2p.corrupt_bytes": 0,
+        "p2p.iommu_faults": 0,
+    }
+    rows += [row(value, name=name) for name, value in agent.items()]
+    return rows + [row(value, name=name, setup="iommu") for name, value in peers.items()]
+
+
+def spoil(rows: list[Measurement], name: str, *values: float, **context: str) -> list[Measurement]:
+    keys = {key.removesuffix("_"): value for key, value in context.items()}
+
+    def hit(each: Measurement) -> bool:
+        return each.name == name and keys.items() <= each.context.items()
+
+    assert any(map(hit, rows))
+    unit = "exits"
+    return [
+        Measurement(name, "vanilla", unit, values, "emulated", context=each.context)
+        if hit(each)
+        else each
+        for each in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def defaults() -> tuple[Check, ...]:
+    return load_checks(DEFAULT_CHECKS)
+
+
+def test_a_healthy_run_passes_all_default_checks(defaults: tuple[Check, ...]) -> None:
+    results = judge(defaults, healthy(), (), (), PLAN)
+    assert {result.status for result in results} == {"pass"}, results
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "values", "context"),
+    [
+        ("lspci.cf8-exits-reach-qemu", NAME, (640, 640), {"path": "cf8"}),
+        ("lspci.ecam-exits-reach-qemu", NAME, (960, 960), {"path": "ecam"}),
+        ("lspci.cf8-counts-whole-functions", NAME, (767, 767), {"path": "cf8"}),
+        ("lspci.cf8-counts-whole-functions", NAME, (0, 0), {"path": "cf8"}),
+        ("lspci.ecam-counts-whole-functions", NAME, (1921, 1921), {"path": "ecam"}),
+        ("lspci.cf8-counts-repeat", NAME, (768, 769), {"path": "cf8"}),
+        ("lspci.ecam-counts-repeat", NAME, (1920, 1921), {"path": "ecam"}),
+        ("lspci.vanilla-does-not-cache", NAME, (128, 128), {"path": "cf8", "pass_": "second"}),
+        ("lspci.time-measured", "lspci.dword_ns", (0,), {"path": "cf8"}),
+        ("vmexit.agent-samples", "vmexit.agent.samples_per_s", (0,), {}),
+        ("vmexit.agent-keeps-its-period", "vmexit.agent.samples_per_s", (2000,), {}),
+        (
+            "vmexit.config-reads-reach-qemu",
+            "vmexit.agent.userspace_exits_per_sample",
+            (1,),
+            {},
+        ),
+        ("vmexit.userspace-exits-are-exits", "vmexit.agent.exits_per_sample", (700,), {}),
+        ("vmexit.pmu-exits-are-exits", "vmexit.agent.pmu_exits_per_sample", (900,), {}),
+        ("p2p.data-intact", "p2p.corrupt_bytes", (0, 1), {}),
+        ("p2p.no-iommu-faults", "p2p.iommu_faults", (1,), {}),
+        ("p2p.reads", "p2p.read_mib_s", (0,), {}),
+        ("p2p.writes", "p2p.write_mib_s", (0,), {}),
+        ("p2p.baseline-measured", "p2p.host_ram_mib_s", (0,), {}),
+    ],
+)
+def test_each_default_check_can_fail(
+    defaults: tuple[Check, ...],
+    check: str,
+    name: str,
+    values: tuple[float, ...],
+    context: dict[str, str],
+) -> None:
+    rows = spoil(healthy(), name, *values, **context)
+    results = {result.name: result.status for result in judge(defaults, rows, (), (), PLAN)}
+    assert results[check] == "fail"
