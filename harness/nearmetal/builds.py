@@ -197,7 +197,9 @@ def kernel(
         "compiler": _compiler(),
         "recipe": 1,
     }
-    label = f"building Linux {source.version}" + (f" with {len(patches)} patches" if patches else "")
+    label = f"building Linux {source.version}" + (
+        f" with {len(patches)} patches" if patches else ""
+    )
     done = cache.make("kernel", ingredients, build, what=label)
     return Kernel(
         done.path / "bzImage",
@@ -247,9 +249,7 @@ def _build_python(cache: Cache) -> Path:
     return final
 
 
-def qemu(
-    settings: Settings, cache: Cache, source: Source, *, patches: Sequence[Path] = ()
-) -> Qemu:
+def qemu(settings: Settings, cache: Cache, source: Source, *, patches: Sequence[Path] = ()) -> Qemu:
     """Build QEMU's x86_64 system emulator, KVM and TCG. Raises BuildFailed."""
 
     def build(work: Path) -> dict[str, Any]:
@@ -374,8 +374,10 @@ def probes(settings: Settings, cache: Cache) -> Stored:
         for program in sorted(folder.glob("nm-*.c")):
             try:
                 proc.run(
-                    ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static"]
-                    + ["-o", str(work / program.stem), str(program)],
+                    [
+                        *("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static"),
+                        *("-o", work / program.stem, program),
+                    ],
                     deadline_s=120,
                 )
             except proc.CommandFailed as error:
@@ -414,9 +416,7 @@ def keys(cache: Cache) -> Keys:
     return Keys(folder / "login", folder / "host")
 
 
-def initramfs(
-    settings: Settings, cache: Cache, kernel_: Kernel, role: str, modules: bool
-) -> Path:
+def initramfs(settings: Settings, cache: Cache, kernel_: Kernel, role: str, modules: bool) -> Path:
     """The first file system of a machine: busybox, init and the project's own files.
 
     ``role`` is ``host`` or ``guest`` (guest-images/overlay/<role> is laid over common).

@@ -104,7 +104,9 @@ class Cache:
                 except BlockingIOError:
                     if not told:
                         stream.seek(0)
-                        ui.say(f"    waiting for process {stream.read().strip()}, which works on {name}")
+                        ui.say(
+                            f"    waiting for process {stream.read().strip()}, which does {name}"
+                        )
                         told = True
                     if time.monotonic() > deadline:
                         raise EnvironmentBroken(
@@ -180,7 +182,9 @@ class Cache:
     def entries(self) -> list[Stored]:
         """Everything in the store, oldest use first."""
         found = [
-            Stored(meta.parent.parent.name, meta.parent.name, meta.parent, json.loads(meta.read_text()))
+            Stored(
+                meta.parent.parent.name, meta.parent.name, meta.parent, json.loads(meta.read_text())
+            )
             for meta in (self.root / "store").glob("*/*/meta.json")
         ]
         return sorted(found, key=lambda entry: entry.path.stat().st_mtime)
@@ -192,5 +196,5 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     for folder, _, _ in os.walk(path):
-        os.chmod(folder, 0o700)
+        Path(folder).chmod(0o700)
     shutil.rmtree(path)

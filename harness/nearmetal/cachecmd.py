@@ -58,7 +58,9 @@ def ssh_command(cache: Cache, keys: Keys, machine: str, words: Sequence[str]) ->
     """The ssh command line to a machine that is up; UsageError when none is."""
     path = _note(cache)
     if not path.is_file():
-        raise UsageError("no host is up", hint="start one with 'nearmetal boot' in another terminal")
+        raise UsageError(
+            "no host is up", hint="start one with 'nearmetal boot' in another terminal"
+        )
     what = json.loads(path.read_text())
     if what.get(machine) is None:
         raise UsageError(f"no {machine} is up", hint="start one with 'nearmetal boot'")

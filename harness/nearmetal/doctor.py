@@ -60,7 +60,9 @@ def local(settings: Settings) -> list[Finding]:
     for tool, package in TOOLS.items():
         if shutil.which(tool) is None:
             found.append(
-                Finding(tool, "broken", "not installed", f"apt-get install {package} (scripts/run does)")
+                Finding(
+                    tool, "broken", "not installed", f"apt-get install {package} (scripts/run does)"
+                )
             )
     if not found:
         found.append(Finding("tools", "ok", f"all {len(TOOLS)} programs are there"))
@@ -99,7 +101,9 @@ def local(settings: Settings) -> list[Finding]:
             "disk",
             "ok" if free >= 15 * _GIB else "warn",
             f"{free / _GIB:.0f} GiB free for {settings.cache_dir}",
-            "" if free >= 15 * _GIB else "15 GiB are needed cold: --cache-dir, 'nearmetal cache --prune'",
+            ""
+            if free >= 15 * _GIB
+            else "15 GiB are needed cold: --cache-dir, 'nearmetal cache --prune'",
         )
     )
     if os.geteuid() != 0:

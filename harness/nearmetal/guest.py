@@ -16,7 +16,7 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +56,16 @@ class GuestParts:
 
 
 def command_line(
-    parts: GuestParts, *, program: str, firmware: str, kernel: str, initramfs: str, image: str,
-    folder: str, name: str, port: int,
+    parts: GuestParts,
+    *,
+    program: str,
+    firmware: str,
+    kernel: str,
+    initramfs: str,
+    image: str,
+    folder: str,
+    name: str,
+    port: int,
 ) -> list[str]:
     """QEMU's command line; the paths are the host's."""  # fmt: skip
     line = [
@@ -107,7 +115,7 @@ class _Qmp:
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
         try:
             self._wait(self._client.connect(theirs), 60.0)
-        except (QMPError, OSError, TimeoutError, asyncio.TimeoutError):
+        except (QMPError, OSError, TimeoutError):
             time.sleep(0.3)
             said = errors.read_text(errors="replace") if errors.exists() else ""
             raise MeasurementError(
@@ -134,15 +142,13 @@ class _Qmp:
                 log.flush()
 
     def _wait(self, work: Coroutine[Any, Any, Any], deadline_s: float) -> Any:
-        future = asyncio.run_coroutine_threadsafe(
-            asyncio.wait_for(work, deadline_s), self._loop
-        )
+        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, deadline_s), self._loop)
         return future.result(deadline_s + 5)
 
     def execute(self, command: str, arguments: dict[str, Any] | None, deadline_s: float) -> Any:
         try:
             return self._wait(self._client.execute(command, arguments), deadline_s)
-        except (QMPError, OSError, TimeoutError, asyncio.TimeoutError) as error:
+        except (QMPError, OSError, TimeoutError) as error:
             raise MeasurementError(
                 f"{self._name}: QMP command {command}: {error or type(error).__name__}"
             ) from None
@@ -187,7 +193,7 @@ def running_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> I
     folder = f"{host.work}/vm-{name}"
     shell = host.shell
     free = (
-        "for p in $(seq 40022 40099); do grep -qi \":$(printf %04X $p) 00000000:0000 0A\" "
+        'for p in $(seq 40022 40099); do grep -qi ":$(printf %04X $p) 00000000:0000 0A" '
         "/proc/net/tcp || { echo $p; break; }; done"
     )
     shell.run(f"mkdir -p {shlex.quote(folder)} && : > {shlex.quote(folder)}/console")
@@ -226,12 +232,8 @@ def running_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> I
             qmp = _Qmp(vm.channel, console.name, errors)
             guest = Guest(host, name, qmp, console)
             console.wait_for(UP, deadline_s=BOOT_DEADLINE_S, alive=alive)
-            address = Address(
-                "127.0.0.1", port, "root", parts.keys.login, parts.keys.host_public
-            )
-            guest.shell = connect(
-                console.name, address, deadline_s=90, through=shell, alive=alive
-            )
+            address = Address("127.0.0.1", port, "root", parts.keys.login, parts.keys.host_public)
+            guest.shell = connect(console.name, address, deadline_s=90, through=shell, alive=alive)
         yield guest
         guest.check()
     finally:

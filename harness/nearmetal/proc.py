@@ -8,6 +8,7 @@ kill -9: it starts under ``setpriv --pdeathsig`` (util-linux), and whole process
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -85,7 +86,9 @@ def run(
     """
     words = [str(word) for word in argv]
     if shutil.which(words[0]) is None:
-        raise UsageError(f"the program '{words[0]}' is not installed", hint=hint or "run scripts/run")
+        raise UsageError(
+            f"the program '{words[0]}' is not installed", hint=hint or "run scripts/run"
+        )
     environment = {**os.environ, **(env or {})}
     started = time.monotonic()
     sink = log.open("w", encoding="utf-8") if log else None
@@ -129,10 +132,8 @@ def run(
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.kill()
     process.wait()
 

@@ -183,7 +183,11 @@ def host_for(
 
 
 def guest_parts(
-    settings: Settings, cache: Cache, built: Built, config: Config, host: Host,
+    settings: Settings,
+    cache: Cache,
+    built: Built,
+    config: Config,
+    host: Host,
     assigned: Sequence[str],
 ) -> GuestParts:
     """What the guest of a variant is made of."""  # fmt: skip
@@ -344,7 +348,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
         checks.Plan(
             tests=tests,
             variants=variants,
-            names={variant: names for variant in variants},
+            names=dict.fromkeys(variants, names),
             host=host_name,
             testbed=settings.testbed if server is None else None,
             series=tuple(dict.fromkeys(config.series for config in plan if config.series)),
@@ -388,9 +392,7 @@ def _measure_on_one_host(
     try:
         with host_for(settings, cache, built, plan[0], server, logs, found) as host:
             for config in plan:
-                measure_variant(
-                    settings, cache, built, config, host, tests, logs, found, keep=keep
-                )
+                measure_variant(settings, cache, built, config, host, tests, logs, found, keep=keep)
                 done.append(config)
     except MeasurementError as error:
         ui.tell_error(error)

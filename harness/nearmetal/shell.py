@@ -119,9 +119,7 @@ class Shell:
                 time.sleep(_POLL_S)
         status = channel.recv_exit_status() if channel.exit_status_ready() else -1
         channel.close()
-        result = Result(
-            command, status, out.decode(errors="replace"), err.decode(errors="replace")
-        )
+        result = Result(command, status, out.decode(errors="replace"), err.decode(errors="replace"))
         if status == -1:
             raise MeasurementError(f"{self.name}: the connection broke in '{_short(command)}'")
         if check and status != 0:
@@ -149,10 +147,12 @@ class Shell:
         """The text of a file on the machine."""
         return self.run(f"cat {shlex.quote(path)}").stdout
 
-    def put(self, local: Path, remote: str, progress: Callable[[int, int], None] | None = None) -> None:
+    def put(
+        self, local: Path, remote: str, progress: Callable[[int, int], None] | None = None
+    ) -> None:
         """Copy a file to the machine (SFTP)."""
         try:
-            with self.transport.open_sftp_client() as sftp:  # type: ignore[union-attr]
+            with self.transport.open_sftp_client() as sftp:
                 sftp.put(str(local), remote, callback=progress)
                 sftp.chmod(remote, local.stat().st_mode & 0o777)
         except (paramiko.SSHException, OSError, EOFError) as error:

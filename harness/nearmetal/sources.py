@@ -43,9 +43,7 @@ BASES: Mapping[str, Base] = {
         False,
         r"linux-source-7\.3_7\.3\.[^/]*\.deb|linux-7\.3(\.\d+)?\.tar\.\w+",
     ),
-    "qemu": Base(
-        "qemu", "qemu", r"10\.0\.\d", True, r"qemu[_-]10\.0\.\d+[^/]*\.tar\.\w+"
-    ),
+    "qemu": Base("qemu", "qemu", r"10\.0\.\d", True, r"qemu[_-]10\.0\.\d+[^/]*\.tar\.\w+"),
     "bochs": Base("bochs", "bochs", r"3\.0", True, r"bochs[_-]3\.0[^/]*\.tar\.\w+"),
 }
 
@@ -94,7 +92,12 @@ def _in_source_dir(settings: Settings, base: Base) -> tuple[Path, str, str, str]
         return None
     path = fitting[-1]
     version = re.search(r"[_-](\d[^_]*?)(?:\.orig)?(?:_all\.deb|\.tar\.\w+)$", path.name)
-    return path, version[1] if version else path.name, sha256_file(path), f"--source-dir {path.name}"
+    return (
+        path,
+        version[1] if version else path.name,
+        sha256_file(path),
+        f"--source-dir {path.name}",
+    )
 
 
 def _fetched(cache: Cache, base: Base) -> tuple[Path, str, str, str]:
@@ -122,7 +125,12 @@ def _fetched(cache: Cache, base: Base) -> tuple[Path, str, str, str]:
             entry = stored[-1]
             found = _archive_in(entry.path)
             made = entry.meta["ingredients"]
-            return found, made["version"], made["sha256"], f"Debian {base.package} {made['version']}"
+            return (
+                found,
+                made["version"],
+                made["sha256"],
+                f"Debian {base.package} {made['version']}",
+            )
         raise EnvironmentBroken(
             f"Debian's archive has no {base.package} whose version matches {base.wanted}",
             hint=f"put an archive of {base.name} into a folder and name it with --source-dir",
@@ -238,7 +246,14 @@ def _users_tree(cache: Cache, name: str, own: Path) -> Source:
             (work / "tree").mkdir()
             (work / "names").write_text(names)
             proc.run(
-                ["rsync", "-a", "--from0", f"--files-from={work / 'names'}", f"{own}/", work / "tree"],
+                [
+                    "rsync",
+                    "-a",
+                    "--from0",
+                    f"--files-from={work / 'names'}",
+                    f"{own}/",
+                    work / "tree",
+                ],
                 deadline_s=1800,
             )
         else:

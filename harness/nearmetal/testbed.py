@@ -69,7 +69,10 @@ def command_line(parts: Parts, *, port: int, console: Path, scratch: Path) -> li
         *("-device", "virtio-rng-pci"),
         *("-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:22"),
         *("-device", "virtio-net-pci,netdev=net0,romfile="),
-        *("-fsdev", f"local,id=store,path={parts.store},security_model=none,readonly=on,multidevs=remap"),
+        *(
+            "-fsdev",
+            f"local,id=store,path={parts.store},security_model=none,readonly=on,multidevs=remap",
+        ),
         *("-device", "virtio-9p-pci,fsdev=store,mount_tag=nmstore"),
         *("-device", "pcie-root-port,id=rp0,chassis=10,slot=10"),
         *("-device", "x3130-upstream,id=up0,bus=rp0"),
@@ -114,7 +117,9 @@ def _free_port() -> int:
 
 
 @contextmanager
-def power_on(parts: Parts, *, console: Path, scratch: Path, emulator_log: Path) -> Iterator[Testbed]:
+def power_on(
+    parts: Parts, *, console: Path, scratch: Path, emulator_log: Path
+) -> Iterator[Testbed]:
     """Start the emulator; it is killed when the context ends or the harness dies."""
     scratch.mkdir(parents=True, exist_ok=True)
     with (scratch / "disk.raw").open("wb") as stream:

@@ -46,9 +46,15 @@ MMIO_READ_UNSATISFIED, MMIO_READ, MMIO_WRITE = 0, 1, 2
 
 
 def _start() -> str:
-    lines = [f"cd {_T} || exit 1", _stop(), f"echo '{_USER_PIO} unsigned int port; unsigned int rw' >> synthetic_events || exit 1"]
+    lines = [
+        f"cd {_T} || exit 1",
+        _stop(),
+        f"echo '{_USER_PIO} unsigned int port; unsigned int rw' >> synthetic_events || exit 1",
+    ]
     # the variables that the match needs: the last port of each vCPU thread
-    lines.append("echo 'hist:keys=common_pid:nmport=port,nmrw=rw' >> events/kvm/kvm_pio/trigger || exit 1")
+    lines.append(
+        "echo 'hist:keys=common_pid:nmport=port,nmrw=rw' >> events/kvm/kvm_pio/trigger || exit 1"
+    )
     lines.append(
         "echo 'hist:keys=common_pid:onmatch(kvm.kvm_pio)."
         f"{_USER_PIO}($nmport,$nmrw) if reason == {KVM_EXIT_IO}' "
@@ -57,7 +63,8 @@ def _start() -> str:
     for event, hist in _HISTS.items():
         lines.append(f"echo '{hist}' >> events/kvm/{event}/trigger || exit 1")
     lines.append(
-        f"echo 'hist:keys=port,rw:size=1024:pause' >> events/synthetic/{_USER_PIO}/trigger || exit 1"
+        "echo 'hist:keys=port,rw:size=1024:pause' >> "
+        f"events/synthetic/{_USER_PIO}/trigger || exit 1"
     )
     for system, event in (*(("kvm", name) for name in _EVENTS), ("synthetic", _USER_PIO)):
         lines.append(
@@ -73,12 +80,13 @@ def _start() -> str:
 
 def _stop() -> str:
     """Remove every trigger of ours, those that refer to others first; may be run at any time."""
+    events = " ".join(f"kvm/{event}" for event in ("kvm_cpuid", "kvm_pio", *_EVENTS))
     return rf"""
 for try in 1 2 3; do
-  for e in kvm/kvm_cpuid kvm/kvm_pio kvm/kvm_userspace_exit kvm/kvm_exit kvm/kvm_mmio kvm/kvm_msr synthetic/{_USER_PIO}; do
+  for e in {events} synthetic/{_USER_PIO}; do
     f=events/$e/trigger
     [ -e $f ] || continue
-    grep -v '^#' $f | sed -e 's/ \[active\]$//' -e 's/ \[paused\]$//' -e 's/:unlimited//' | while read -r t; do
+    grep -v '^#' $f | sed -e 's/ \[[a-z]*\]$//' -e 's/:unlimited//' | while read -r t; do
       echo "!$t" >> $f 2>/dev/null
     done
   done
@@ -158,9 +166,7 @@ def parse_hists(text: str) -> dict[str, list[Hist]]:
     found: dict[str, list[Hist]] = {}
     for part in re.split(r"^=== ", text, flags=re.M)[1:]:
         name, _, body = part.partition("\n")
-        found[name.strip()] = [
-            _parse_hist(chunk) for chunk in body.split("# event histogram")[1:]
-        ]
+        found[name.strip()] = [_parse_hist(chunk) for chunk in body.split("# event histogram")[1:]]
     return found
 
 
@@ -172,9 +178,7 @@ def _parse_hist(chunk: str) -> Hist:
     keys = tuple(key.split(".")[0] for key in (info[1].split(",") if info else ()))
     hits: dict[tuple[str, ...], int] = {}
     for entry in _ENTRY.finditer(chunk):
-        values = dict(
-            re.findall(r"([a-z_]+)\s*:\s*(~?\s*[^,]+?)\s*(?:,|$)", entry["keys"])
-        )
+        values = dict(re.findall(r"([a-z_]+)\s*:\s*(~?\s*[^,]+?)\s*(?:,|$)", entry["keys"]))
         key = tuple(values.get(name, "?").strip() for name in keys)
         hits[key] = hits.get(key, 0) + int(entry["hits"])
     dropped = re.search(r"Dropped: (\d+)", chunk)

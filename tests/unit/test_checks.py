@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import indent
 
 import pytest
+
 from nearmetal.checks import (
     DEFAULT_CHECKS,
     Check,

@@ -8,10 +8,11 @@ import io
 import math
 
 import pytest
+from rich.console import Console
+
 from nearmetal.compare import Comparison, compare, render_rich, render_text, summary
 from nearmetal.errors import UsageError
 from nearmetal.model import Measurement, Provenance, Report, RunInfo
-from rich.console import Console
 
 
 def row(

@@ -14,6 +14,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
+
 from nearmetal.errors import EnvironmentBroken, UsageError
 from nearmetal.model import Build, CheckResult, Measurement, Report, RunInfo
 from nearmetal.page import PLOTS, draw, render_html
@@ -25,7 +27,6 @@ from nearmetal.tables import (
     update_readme,
     verdict,
 )
-from rich.console import Console
 
 RUN = RunInfo(
     id="20261122T221501-a1b2",

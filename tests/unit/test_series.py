@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from nearmetal.errors import UsageError
 from nearmetal.series import find_series, load_series, of_tree
 

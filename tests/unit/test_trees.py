@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from nearmetal import trees
 from nearmetal.errors import UsageError
 from nearmetal.series import Enable, Series

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
 from nearmetal import trees, validate
 from nearmetal.errors import Exit, UsageError
 from nearmetal.series import Enable, Series
@@ -439,6 +440,7 @@ def test_a_killed_validation_does_not_spoil_the_next(world: World) -> None:
     world.write({"one": [("a.c", "int x;"), ("new.c", "int y;")]})
     assert world.validate() == []
     source = world.root / "scratch/linux/source"
+    trees.Git(source).run("reset", "--quiet", "--hard", trees.BASE_TAG)
     (source / ".git/index.lock").write_text("")
     (source / ".git/rebase-apply").mkdir()
     (source / "a.c").write_text("WARN left\n")

@@ -43,7 +43,9 @@ class Bench:
             context=context,
         )
 
-    def traced(self, label: str, command: str, *, deadline_s: float) -> tuple[dict[str, Any], Exits]:
+    def traced(
+        self, label: str, command: str, *, deadline_s: float
+    ) -> tuple[dict[str, Any], Exits]:
         """Run a probe that marks its interval in the guest; its JSON line and the exits in it.
 
         The histograms' text is kept in ``logs``. MeasurementError when the probe fails, when

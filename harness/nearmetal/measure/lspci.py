@@ -34,9 +34,7 @@ def config_exits_userspace(exits: Exits) -> int:
 
 def ecam_window(iomem: str) -> tuple[int, int]:
     """The first ECAM window in /proc/iomem: its first byte and the one behind its last."""
-    found = re.search(
-        r"^\s*([0-9a-f]+)-([0-9a-f]+) : PCI (?:ECAM|MMCONFIG) ", iomem, re.M
-    )
+    found = re.search(r"^\s*([0-9a-f]+)-([0-9a-f]+) : PCI (?:ECAM|MMCONFIG) ", iomem, re.M)
     if not found or int(found[2], 16) == 0:
         raise MeasurementError("the guest's /proc/iomem names no ECAM window")
     return int(found[1], 16), int(found[2], 16) + 1
@@ -65,7 +63,9 @@ def measure(bench: Bench) -> list[Measurement]:
 def _passes_cf8(bench: Bench) -> list[Measurement]:
     times, totals, users = [], [], []
     for number in range(PASSES + 1):
-        said, exits = bench.traced(f"lspci-xxx-{number}", "nm-run lspci -xxx", deadline_s=_DEADLINE_S)
+        said, exits = bench.traced(
+            f"lspci-xxx-{number}", "nm-run lspci -xxx", deadline_s=_DEADLINE_S
+        )
         _succeeded(said["status"], "lspci -xxx")
         times.append(said["ns"] / 1000)
         totals.append(config_exits(exits))
@@ -98,9 +98,7 @@ def _passes_ecam(bench: Bench, window: tuple[int, int]) -> list[Measurement]:
     ]
 
 
-def _dwords(
-    bench: Bench, found: dict[str, str], window: tuple[int, int]
-) -> list[Measurement]:
+def _dwords(bench: Bench, found: dict[str, str], window: tuple[int, int]) -> list[Measurement]:
     """One register read again and again: Vendor and Device ID, and the extended one at 0x100."""
     rows = []
     emulated = min(address for address, kind in found.items() if kind == "0600")

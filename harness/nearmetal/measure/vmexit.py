@@ -53,9 +53,7 @@ def measure(bench: Bench) -> list[Measurement]:
     functions, counters = "", ""
     by_reason = []
     for number in range(RUNS):
-        said, exits = bench.traced(
-            f"agent-{number}", f"nm-agent {SAMPLES}", deadline_s=_DEADLINE_S
-        )
+        said, exits = bench.traced(f"agent-{number}", f"nm-agent {SAMPLES}", deadline_s=_DEADLINE_S)
         samples = said["samples"]
         total.append(exits.total / samples)
         user.append(exits.total_userspace / samples)
