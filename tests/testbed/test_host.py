@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The emulated host as a host by SSH, and what happens when things go wrong on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nearmetal import run, variants
+from nearmetal.cache import Cache
+from nearmetal.errors import EnvironmentBroken, MeasurementError, UsageError
+from nearmetal.guest import running_guest
+from nearmetal.host import Host, reach
+from nearmetal.inventory import Server
+from nearmetal.settings import Settings
+from nearmetal.shell import connect
+from nearmetal.tracing import counting
+
+pytestmark = pytest.mark.testbed
+
+
+def test_host_says_that_it_is_emulated(host: Host) -> None:
+    assert host.facts.provenance == "emulated"
+    assert host.facts.kvm_module == "kvm_amd"
+    assert host.shell.run("test -c /dev/kvm", check=False).status == 0
+
+
+def test_failing_and_endless_commands(host: Host) -> None:
+    with pytest.raises(MeasurementError, match="ended with status 3"):
+        host.shell.run("echo why; exit 3")
+    begun = time.monotonic()
+    with pytest.raises(MeasurementError, match="did not end within 2 s"):
+        host.shell.run("echo hello; sleep 60", deadline_s=2)
+    assert time.monotonic() - begun < 15
+
+
+def test_wrong_key(host: Host, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    with pytest.raises(UsageError, match="does not let us in"):
+        connect("testbed", dataclasses.replace(host.shell.address, key=key), deadline_s=30)
+
+
+def test_wrong_host_key(host: Host) -> None:
+    assert host.shell.address.key is not None
+    other = " ".join(host.shell.address.key.with_suffix(".pub").read_text().split()[:2])
+    with pytest.raises(UsageError, match="another host key"):
+        connect("testbed", dataclasses.replace(host.shell.address, host_key=other), deadline_s=30)
+
+
+def test_nobody_answers() -> None:
+    from nearmetal.shell import Address
+
+    with pytest.raises(EnvironmentBroken, match=r"no SSH at root@127\.0\.0\.1:1 "):
+        connect("nobody", Address("127.0.0.1", 1), deadline_s=2)
+
+
+def test_a_splat_on_the_host_is_noticed(host: Host) -> None:
+    host.forget_log()
+    host.check()
+    host.shell.run("echo 'WARNING: CPU: 0 PID: 1 at test' > /dev/kmsg")
+    with pytest.raises(MeasurementError, match="the host's kernel says"):
+        host.check()
+    host.check()
+
+
+def test_counting_leaves_no_trigger_behind(host: Host) -> None:
+    left = "cat /sys/kernel/tracing/events/kvm/*/trigger | grep -v '^#' | wc -l"
+    with counting(host.shell) as tracer:
+        tracer.clear()
+        tracer.clear()
+        assert int(host.shell.run(left).stdout) > 10
+        assert tracer.read().total == 0
+    assert int(host.shell.run(left).stdout) == 0
+    assert "nm_pio_user" not in host.shell.read("/sys/kernel/tracing/synthetic_events")
+
+
+def test_guest_that_cannot_start_says_why(
+    conf: Settings, cache: Cache, built: run.Built, vanilla: variants.Config, host: Host,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    parts = run.guest_parts(conf, cache, built, vanilla, host, [])
+    broken = dataclasses.replace(parts, extra=("-device", "no-such-device"))
+    with (
+        pytest.raises(MeasurementError, match="QEMU did not start") as caught,
+        running_guest(host, broken, logs=tmp_path, label="broken"),
+    ):
+        pass
+    assert "no-such-device" in str(caught.value.detail)
+
+
+def test_function_without_iommu_group_is_refused(host: Host) -> None:
+    with pytest.raises(MeasurementError, match="ended with status 1") as caught:
+        host.bind_vfio("0000:7f:00.0")
+    assert "no function 0000:7f:00.0" in str(caught.value.detail)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from nearmetal import run, series, settings, variants
+from nearmetal.cache import Cache
+from nearmetal.settings import Settings
+cache_dir, logs = Path(sys.argv[1]), Path(sys.argv[2])
+conf = Settings(settings.repository(), cache_dir, logs)
+cache = Cache(cache_dir).open()
+config = variants.configs((), ("vanilla",))[0]
+built = run.build_all(conf, cache, [config], with_testbed=True)
+with run.host_for(conf, cache, built, config, None, logs) as host:
+    print("up", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_kill_9_takes_the_emulator_along(conf: Settings, cache: Cache, tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(conf.cache_dir), str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "up\n"
+    emulators = emulators_of(child.pid)
+    assert len(emulators) == 1
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{emulators[0]}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{emulators[0]}").exists()
+
+
+def emulators_of(parent: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "status").read_text()
+            line = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"PPid:\t{parent}\n" in status and b"nearmetal-testbed" in line:
+            found.append(int(folder.name))
+    return found
+
+
+def test_host_given_only_by_its_address_gives_the_same_measurements(
+    conf: Settings, cache: Cache, built: run.Built, vanilla: variants.Config, host: Host,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """As a server of an inventory: what it needs is copied there; counts are the same."""
+    server = Server("by-address", host.shell.address, host.p2p, 1, 2048)
+    found = run._Found()
+    with run.host_for(conf, cache, built, vanilla, server, tmp_path) as other:
+        assert other.store is None
+        run.measure_variant(conf, cache, built, vanilla, other, ["lspci"], tmp_path, found)
+    assert found.missing == []
+    (row,) = [
+        one
+        for one in found.measurements
+        if one.name == "lspci.exits"
+        and one.context.get("path") == "cf8"
+        and one.context.get("pass") == "second"
+    ]
+    assert row.values == (13 * 64 * 2.0,) * 3
+    assert row.provenance == "emulated"
+    assert "testbed" not in row.context
+
+
+def test_reach_needs_root(host: Host) -> None:
+    host.shell.run(
+        "grep -q ^plain: /etc/passwd || { echo 'plain:x:1000:1000::/tmp:/bin/sh' >> /etc/passwd; "
+        "mkdir -p /tmp/.ssh; cp /root/.ssh/authorized_keys /tmp/.ssh/; "
+        "chown -R 1000:1000 /tmp/.ssh; "
+        "chmod 755 /tmp; }"
+    )
+    with pytest.raises(UsageError):
+        reach("plain", dataclasses.replace(host.shell.address, user="plain"), deadline_s=20)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The main job as a user starts it: from a command to a report."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nearmetal.settings import Settings
+
+pytestmark = pytest.mark.testbed
+
+DEADLINE_S = 1500
+
+WANTED = {
+    "lspci.userspace_exits",
+    "lspci.exits",
+    "lspci.pass_us",
+    "lspci.dword_ns",
+    "vmexit.agent.exits_per_sample",
+    "vmexit.agent.samples_per_s",
+    "p2p.read_mib_s",
+    "p2p.write_mib_s",
+    "p2p.host_ram_mib_s",
+    "p2p.corrupt_bytes",
+    "p2p.iommu_faults",
+}
+
+
+def nearmetal(conf: Settings, *words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "nearmetal", *words]
+    line += ["--cache-dir", str(conf.cache_dir), "--results-dir", str(conf.results_dir)]
+    return subprocess.run(
+        line,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(conf: Settings) -> subprocess.CompletedProcess[str]:
+    return nearmetal(conf, "run", "--variant", "vanilla")
+
+
+@pytest.fixture(scope="module")
+def document(conf: Settings, ran: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((conf.results_dir / "latest" / "report.json").read_text())
+    return found
+
+
+def rows(document: dict[str, Any], name: str, **context: str) -> list[dict[str, Any]]:
+    return [
+        row
+        for row in document["measurements"]
+        if row["name"] == name and context.items() <= row["context"].items()
+    ]
+
+
+def test_run_ends_well(ran: subprocess.CompletedProcess[str]) -> None:
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    assert "Traceback" not in ran.stderr
+
+
+def test_everything_was_measured_and_is_told_to_be_emulated(document: dict[str, Any]) -> None:
+    assert {row["name"] for row in document["measurements"]} >= WANTED
+    assert {row["provenance"] for row in document["measurements"]} == {"emulated"}
+    assert {row["context"]["testbed"] for row in document["measurements"]} == {"amd"}
+
+
+def test_no_check_failed_and_none_was_left_out_silently(document: dict[str, Any]) -> None:
+    statuses = {check["name"]: check["status"] for check in document["checks"]}
+    assert "pass" in statuses.values()
+    assert not [name for name, status in statuses.items() if status in ("fail", "error")]
+    assert all(check["reason"] for check in document["checks"] if check["status"] == "skip")
+
+
+def test_config_reads_are_the_same_in_every_pass(document: dict[str, Any]) -> None:
+    (second,) = rows(document, "lspci.exits", path="cf8", **{"pass": "second"})
+    (first,) = rows(document, "lspci.exits", path="cf8", **{"pass": "first"})
+    assert len(second["values"]) == 3
+    assert len(set(second["values"] + first["values"])) == 1
+    # 13 functions of 64 dwords below 256 bytes, two port accesses each
+    assert second["median"] == 13 * 64 * 2
+    (user,) = rows(document, "lspci.userspace_exits", path="cf8", **{"pass": "second"})
+    assert user["values"] == second["values"]
+
+
+def test_peer_to_peer_moved_every_byte(document: dict[str, Any]) -> None:
+    found = rows(document, "p2p.corrupt_bytes")
+    assert {row["context"]["direction"] for row in found} == {"read", "write"}
+    assert all(value == 0 for row in found for value in row["values"])
+    (faults,) = rows(document, "p2p.iommu_faults")
+    assert faults["values"] == [0]
+
+
+def test_builds_are_recorded_exactly(document: dict[str, Any]) -> None:
+    roles = {build["role"]: build for build in document["builds"]}
+    assert set(roles) >= {"host-kernel", "guest-kernel", "host-qemu", "emulator", "image"}
+    assert all(re.fullmatch(r"[0-9a-f]{64}", build["sha256"]) for build in document["builds"])
+    assert "7.3" in roles["host-kernel"]["source"]
+    assert "10.0" in roles["host-qemu"]["source"]
+
+
+def test_page_and_junit_are_whole(conf: Settings, document: dict[str, Any]) -> None:
+    folder: Path = conf.results_dir / "latest"
+    page = (folder / "report.html").read_text()
+    assert page.rstrip().endswith("</html>")
+    assert not re.findall(r"""(?:src|href)=["']https?://""", page)
+    suites = ElementTree.parse(folder / "junit.xml").getroot()
+    assert len(list(suites.iter("testcase"))) == len(document["checks"])
+    assert (folder / "logs" / "host-console.log").stat().st_size > 0
+    assert (folder / "logs" / "guest-vanilla-console.log").stat().st_size > 0
+
+
+def test_report_command_gives_the_same_verdict(
+    conf: Settings, document: dict[str, Any], ran: subprocess.CompletedProcess[str]
+) -> None:
+    again = nearmetal(conf, "report", "latest")
+    assert again.returncode == ran.returncode
+    assert "lspci.exits" in again.stderr

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Builds: what is told when one fails, and options that a kernel drops silently."""
+
+import bz2
+from pathlib import Path
+
+import pytest
+
+from nearmetal import sources
+from nearmetal.builds import first_errors, lost_options
+from nearmetal.cache import Cache
+from nearmetal.errors import EnvironmentBroken, UsageError
+from nearmetal.settings import Settings
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def test_dropped_options() -> None:
+    fragment = "# why\nCONFIG_A=y\nCONFIG_B=m\nCONFIG_C=n\nCONFIG_D=n\nCONFIG_E=4\n"
+    config = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_D=y\nCONFIG_E=44\n"
+    assert lost_options(fragment, config) == ["CONFIG_B=m", "CONFIG_D=n", "CONFIG_E=4"]
+
+
+def test_peer_to_peer_options_stand_in_the_fragment() -> None:
+    text = (REPO / "guest-images/kernel/base.config").read_text()
+    for option in ("MEMORY_HOTREMOVE", "ZONE_DEVICE", "PCI_P2PDMA", "VFIO_DEVICE_CDEV", "IOMMUFD"):
+        assert f"CONFIG_{option}=y\n" in text
+
+
+def test_compiler_errors_come_first() -> None:
+    log = (
+        "  CC      arch/x86/kvm/x86.o\n" * 50
+        + "arch/x86/kvm/x86.c:10:2: error: unknown type name 'foo'\n"
+        + "make[4]: *** [scripts/Makefile.build:287: arch/x86/kvm/x86.o] Error 1\n"
+        + "  CC      mm/slub.o\n" * 50
+    )
+    told = first_errors(log)
+    assert told.splitlines()[0].endswith("unknown type name 'foo'")
+    assert len(told.splitlines()) == 2
+
+
+def test_without_an_error_line_the_end_is_told() -> None:
+    assert first_errors("one\ntwo\nthree\n", most=2) == "two\nthree"
+
+
+def conf(tmp_path: Path, **more: Path) -> tuple[Settings, Cache]:
+    cache = Cache(tmp_path / "cache").open()
+    return Settings(REPO, cache.root, tmp_path / "results", **more), cache  # type: ignore[arg-type]
+
+
+def test_user_s_folder_is_no_tree(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    settings, cache = conf(tmp_path, linux_tree=tmp_path / "tree")
+    with pytest.raises(UsageError, match="is not a linux tree"):
+        sources.obtain(settings, cache, "linux")
+
+
+def test_user_s_folder_is_copied_and_recorded(tmp_path: Path) -> None:
+    tree = tmp_path / "mine"
+    tree.mkdir()
+    (tree / "Kconfig").write_text("mainmenu\n")
+    settings, cache = conf(tmp_path, linux_tree=tree)
+    first = sources.obtain(settings, cache, "linux")
+    assert (first.folder / "Kconfig").read_text() == "mainmenu\n"
+    (tree / "Kconfig").write_text("changed\n")
+    second = sources.obtain(settings, cache, "linux")
+    assert first.sha256 != second.sha256
+    assert (first.folder / "Kconfig").read_text() == "mainmenu\n"
+
+
+def test_truncated_archive_of_the_user(tmp_path: Path) -> None:
+    archive = tmp_path / "sources" / "qemu-10.0.9.tar.bz2"
+    archive.parent.mkdir()
+    archive.write_bytes(bz2.compress(b"x" * 100000)[:40])
+    settings, cache = conf(tmp_path, source_dir=archive.parent)
+    with pytest.raises(EnvironmentBroken, match="tar") as caught:
+        sources.obtain(settings, cache, "qemu")
+    assert caught.value.hint
+    assert cache.entries() == []
+
+
+def test_newest_archive_of_the_user_is_taken(tmp_path: Path) -> None:
+    import tarfile
+
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for version in ("10.0.9", "10.0.12"):
+        inner = tmp_path / version / f"qemu-{version}"
+        (inner / "pc-bios").mkdir(parents=True)
+        (inner / "pc-bios" / "meson.build").write_text("fds = ['edk2-x86_64-code.fd']\n")
+        with tarfile.open(folder / f"qemu-{version}.tar.xz", "w:xz") as tar:
+            tar.add(inner, inner.name)
+    settings, cache = conf(tmp_path, source_dir=folder)
+    source = sources.obtain(settings, cache, "qemu")
+    assert source.version == "10.0.12"
+    placeholder = source.folder / "pc-bios" / "edk2-x86_64-code.fd.bz2"
+    assert bz2.decompress(placeholder.read_bytes()) == b""

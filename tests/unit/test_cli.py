@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: exit statuses, one line an error, no traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from nearmetal.cli import main
+
+
+def status(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    try:
+        code = main(words)
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "mend"),
+    [
+        (["rnu"], "invalid choice: 'rnu'", "--help"),
+        (["run", "--only", "lspic"], "there is no test 'lspic'", "'lspci'"),
+        (["run", "--variant", "vanila"], "there is no variant 'vanila'", "'vanilla'"),
+        (["run", "--host", "gpu1", "--inventory", "/no/such.yaml"], "no inventory", "docs/"),
+        (["run", "--checks", "/no/such.yaml"], "/no/such.yaml", ""),
+        (["run", "--linux-tree", "/no/such"], "there is nothing there", ""),
+        (["run", "-j", "0"], "--jobs", ""),
+        (["report", "no-such-run"], "no-such-run", ""),
+        (["validate", "--patches", "/no/such"], "/no/such", ""),
+        (["export", "--series", "none", "--signoff", "A <a@b>", "--output", "x"], "'none'", ""),
+    ],
+)
+def test_wrong_use_is_status_2_and_one_line(
+    words: list[str], message: str, mend: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if words[0] not in ("rnu",):
+        words = [*words, "--cache-dir", str(tmp_path), "--results-dir", str(tmp_path)]
+    code, said = status(words, capsys)
+    assert code == 2
+    assert message in said
+    assert mend in said
+    assert "Traceback" not in said
+
+
+def test_cache_that_cannot_be_made_is_status_3(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    code, said = status(["cache", "--cache-dir", str(tmp_path / "file" / "x")], capsys)
+    assert code == 3
+    assert "--cache-dir" in said
+
+
+def test_ssh_without_a_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, said = status(["ssh", "--cache-dir", str(tmp_path), "host"], capsys)
+    assert code == 2
+    assert "nearmetal boot" in said
+
+
+def test_cache_shows_an_empty_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, said = status(["cache", "--prune", "--cache-dir", str(tmp_path / "c")], capsys)
+    assert code == 0
+    assert "GiB of disk are free" in said
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for command in ("doctor", "build", "run", "boot", "ssh", "tree", "validate", "report"):
+        assert command in said

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Consoles: what counts as a kernel that broke."""
+
+from pathlib import Path
+
+import pytest
+
+from nearmetal.console import Console, find_splats
+from nearmetal.errors import MeasurementError
+from nearmetal.host import count_iommu_faults, parse_facts
+
+HEALTHY = """\
+[    0.000000] Linux version 7.3.4 (nearmetal@nearmetal) (gcc (Debian 12.2.0) 12.2.0)
+[    0.112233] pci 0000:00:1f.0: quirk: [io  0x0600-0x067f] claimed by ICH6 ACPI/GPIO/TCO
+[    1.500000] EXT4-fs warning (device vda): mounting unchecked fs
+[   33.002769] kvm [144]: vcpu0, guest rIP: 0xffffffff81006be6 Unhandled WRMSR(0xc0010007) = 0xffff
+nearmetal: up
+"""
+
+# the shapes of include/asm-generic/bug.h, kernel/panic.c, kernel/locking/lockdep.c,
+# kernel/rcu/tree_stall.h, kernel/watchdog.c, kernel/hung_task.c and arch/x86/mm/fault.c
+BROKEN = [
+    "[    9.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b",
+    "[    9.1] WARNING: arch/x86/kvm/x86.c:1234 at kvm_arch_vcpu_ioctl_run+0x1/0x2, CPU#0: qemu/1",
+    "[    9.1] WARNING: CPU: 1 PID: 77 at fs/inode.c:1 iput+0x1/0x2",
+    "[    9.1] BUG: kernel NULL pointer dereference, address: 0000000000000008",
+    "[    9.1] BUG: unable to handle page fault for address: ffffa0",
+    "[    9.1] Oops: int3: 0000 [#1] SMP NOPTI",
+    "[    9.1] WARNING: possible circular locking dependency detected",
+    "[    9.1] WARNING: possible recursive locking detected",
+    "[    9.1] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
+    "[    9.1] rcu: INFO: rcu_sched self-detected stall on CPU",
+    "[    9.1] watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [qemu:1]",
+    "[    9.1] INFO: task kworker/0:1:12 blocked for more than 120 seconds.",
+    "[    9.1] BUG: KASAN: slab-out-of-bounds in foo+0x1/0x2",
+    "[    9.1] Oops: general protection fault, probably for non-canonical address 0x1: 0000",
+    "[    9.1] kernel BUG at mm/slub.c:1!",
+    "[    9.1] refcount_t: underflow; use-after-free.",
+]
+
+
+def test_healthy_console() -> None:
+    assert find_splats(HEALTHY) == []
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_every_kind_of_splat(line: str) -> None:
+    (found,) = find_splats(HEALTHY + line + "\n[    9.2] more\n")
+    assert found.line == line
+    assert found.context == (line, "[    9.2] more")
+
+
+def test_one_splat_is_told_once() -> None:
+    text = "\n".join(BROKEN[:3]) + "\n" + HEALTHY
+    assert len(find_splats(text)) == 1
+
+
+def test_check_counts_only_what_is_new(tmp_path: Path) -> None:
+    path = tmp_path / "console.log"
+    console = Console("guest", path)
+    console.check()
+    path.write_text(HEALTHY)
+    console.check()
+    path.write_text(HEALTHY + BROKEN[0] + "\n")
+    with pytest.raises(MeasurementError, match=r"guest: the kernel says: .*Kernel panic"):
+        console.check()
+    console.check()
+
+
+def test_wait_shows_the_console_s_end(tmp_path: Path) -> None:
+    path = tmp_path / "console.log"
+    path.write_text(HEALTHY.replace("nearmetal: up", "still booting"))
+    console = Console("guest", path)
+    with pytest.raises(MeasurementError, match="did not come up within 0 s") as caught:
+        console.wait_for("nearmetal: up", deadline_s=0.2, alive=lambda: None)
+    assert str(caught.value.detail).endswith("still booting")
+
+
+def test_wait_ends_at_a_panic(tmp_path: Path) -> None:
+    path = tmp_path / "console.log"
+    path.write_text(HEALTHY.replace("nearmetal: up", BROKEN[0]))
+    with pytest.raises(MeasurementError, match=r"broke at boot.*Kernel panic"):
+        Console("host", path).wait_for("nearmetal: up", deadline_s=30, alive=lambda: None)
+
+
+def test_wait_ends_when_the_machine_is_gone(tmp_path: Path) -> None:
+    def dead() -> None:
+        raise MeasurementError("QEMU ended by itself")
+
+    path = tmp_path / "console.log"
+    path.write_text("last words\n")
+    with pytest.raises(MeasurementError, match="ended by itself") as caught:
+        Console("guest", path).wait_for("nearmetal: up", deadline_s=30, alive=dead)
+    assert caught.value.detail == "last words"
+
+
+def test_iommu_faults_of_both_vendors() -> None:
+    log = """\
+[   12.1] DMAR: DRHD: handling fault status reg 2
+[   12.1] DMAR: [DMA Read NO_PASID] Request device [04:00.0] fault addr 0xf0010000
+[   12.2] DMAR: [DMA Write NO_PASID] Request device [04:00.0] fault addr 0xf0010000
+[   13.0] AMD-Vi: Event logged [IO_PAGE_FAULT device=04:00.0 domain=0x0001]
+[   14.0] DMAR: Intel-IOMMU force enabled
+"""
+    assert count_iommu_faults(log) == 3
+
+
+FACTS = """\
+kernel=7.3.4
+cpu=AMD EPYC Processor
+flags=fpu vme svm hypervisor
+vendor=QEMU
+product=Standard PC (Q35 + ICH9, 2009)
+memory=6101000
+"""
+
+
+def test_facts_of_the_testbed() -> None:
+    facts = parse_facts(FACTS)
+    assert facts.kvm_module == "kvm_amd"
+    assert facts.provenance == "emulated"
+    assert facts.memory_mib == 5958
+
+
+@pytest.mark.parametrize(
+    ("flags", "vendor", "provenance"),
+    [
+        ("fpu vmx", "Dell Inc.", "hardware"),
+        ("fpu vmx hypervisor", "Dell Inc.", "emulated"),
+        ("fpu vmx", "QEMU", "emulated"),
+        ("fpu vmx", "Bochs", "emulated"),
+    ],
+)
+def test_emulation_does_not_pass_for_metal(flags: str, vendor: str, provenance: str) -> None:
+    text = FACTS.replace("fpu vme svm hypervisor", flags).replace("vendor=QEMU", f"vendor={vendor}")
+    assert parse_facts(text).provenance == provenance

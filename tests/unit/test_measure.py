@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the tests read in the guest."""
+
+import pytest
+
+from nearmetal.catalogue import CATALOGUE
+from nearmetal.errors import MeasurementError, UsageError
+from nearmetal.measure.lspci import ecam_window, functions
+from nearmetal.measure.p2p import bandwidth, find
+from nearmetal.run import TEST_CASES, resolve_tests
+
+IOMEM = """\
+00000000-00000fff : Reserved
+b0000000-bfffffff : PCI ECAM 0000 [bus 00-ff]
+  b0000000-bfffffff : Reserved
+c0000000-febfffff : PCI Bus 0000:00
+"""
+
+
+def test_ecam_window() -> None:
+    assert ecam_window(IOMEM) == (0xB0000000, 0xC0000000)
+
+
+def test_ecam_window_hidden_from_users_is_refused() -> None:
+    with pytest.raises(MeasurementError):
+        ecam_window(IOMEM.replace("b0000000-bfffffff", "00000000-00000000"))
+
+
+def test_functions() -> None:
+    listing = "0000:00:00.0 0600: 8086:29c0\n0000:03:00.0 0108: 1b36:0010 (rev 02)\n"
+    assert functions(listing) == {"0000:00:00.0": "0600", "0000:03:00.0": "0108"}
+
+
+ALLOCATE = "/sys/devices/pci0000:00/0000:03:00.0/p2pmem/allocate"
+
+
+def test_disk_and_peer_whatever_their_numbers() -> None:
+    rows = [f"nvme0||{ALLOCATE}|0000:03:00.0", "nvme1|nvme1n1||0000:04:00.0"]
+    for order in (rows, rows[::-1]):
+        assert find("\n".join(order)) == ("/dev/nvme1n1", ALLOCATE)
+
+
+def test_a_device_s_own_memory_is_no_peer() -> None:
+    with pytest.raises(MeasurementError, match="no NVMe disk beside"):
+        find(f"nvme0|nvme0n1|{ALLOCATE}|0000:03:00.0")
+
+
+def test_bandwidth_in_mib_a_second() -> None:
+    assert bandwidth({"bytes": 8 << 20, "ns": 500_000_000}) == pytest.approx(16.0)
+
+
+def test_every_test_measures_what_the_catalogue_says() -> None:
+    for name, case in TEST_CASES.items():
+        assert set(case.names) == {entry.name for entry in CATALOGUE.values() if entry.test == name}
+
+
+def test_unknown_test_names_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_tests(["lspic"])
+    assert "'lspci'" in str(caught.value.hint)
+    assert resolve_tests([]) == ("lspci", "vmexit", "p2p")
+    assert resolve_tests(["p2p", "lspci"]) == ("lspci", "p2p")

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Counting exits: histograms recorded on the testbed (Linux 7.3.4) and spoiled ones."""
+
+from pathlib import Path
+
+import pytest
+
+from nearmetal.errors import MeasurementError
+from nearmetal.measure.lspci import config_exits, config_exits_userspace
+from nearmetal.measure.vmexit import is_pmu_msr, pmu_exits
+from nearmetal.tracing import KVM_EXIT_IO, parse_exits, parse_hists
+
+DATA = Path(__file__).parent / "data" / "trace"
+ECAM = (0xB0000000, 0xC0000000)
+
+
+def recorded(name: str) -> str:
+    return (DATA / name).read_text()
+
+
+def test_agent_exits_are_those_of_thirteen_functions() -> None:
+    exits = parse_exits(recorded("agent.hist"))
+    # 100 samples of 13 functions, 16 dwords each, an address and a data access a dword
+    assert exits.ports(0xCF8, 0xCFF) == 100 * 13 * 16 * 2
+    assert exits.ports_userspace(0xCF8, 0xCFF) == 100 * 13 * 16 * 2
+    assert exits.userspace == {KVM_EXIT_IO: 41600}
+
+
+def test_marks_are_not_counted() -> None:
+    exits = parse_exits(recorded("agent.hist"))
+    # the end mark's port access is the one exit too many in the recorded 41601
+    assert exits.reasons["123"] == 41600
+    assert not [port for port, _ in exits.pio if port == 0x5F1]
+
+
+def test_lspci_xxx_takes_two_exits_a_dword() -> None:
+    exits = parse_exits(recorded("lspci-xxx.hist"))
+    assert config_exits(exits) == 13 * 64 * 2
+    assert config_exits_userspace(exits) == 13 * 64 * 2
+    assert exits.mmio_reads(*ECAM) == 0
+
+
+def test_lspci_xxxx_reads_the_rest_by_ecam() -> None:
+    exits = parse_exits(recorded("lspci-xxxx.hist"))
+    assert exits.mmio_reads(*ECAM) == 6 * 960
+    assert exits.mmio_reads_userspace(*ECAM) == 6 * 960
+    assert exits.mmio_reads(0, ECAM[0]) == exits.mmio_reads(ECAM[1], 1 << 48) == 0
+
+
+def test_lost_events_fail_the_measurement() -> None:
+    text = recorded("agent.hist")
+    spoiled = text.replace("Dropped: 0", "Dropped: 7", 1)
+    with pytest.raises(MeasurementError, match="lost 7 events of kvm/kvm_exit"):
+        parse_exits(spoiled)
+
+
+def test_missing_histogram_fails_the_measurement() -> None:
+    text = recorded("agent.hist")
+    head, _, rest = text.partition("=== kvm/kvm_msr")
+    with pytest.raises(MeasurementError, match=r"no histogram of kvm/kvm_msr"):
+        parse_exits(head + "=== kvm/other" + rest)
+
+
+def test_histograms_of_one_event_stay_apart() -> None:
+    hists = parse_hists(recorded("agent.hist"))["kvm/kvm_pio"]
+    assert [hist.keys for hist in hists] == [("common_pid",), ("port", "rw", "size")]
+
+
+def test_pmu_exits_count_rdpmc_and_pmu_msrs_only() -> None:
+    exits = parse_exits(recorded("agent.hist"))
+    assert pmu_exits(exits) == 0
+    more = type(exits)(
+        {**exits.reasons, "111": 5},
+        exits.userspace,
+        exits.pio,
+        exits.pio_user,
+        exits.mmio,
+        {(0xC0010200, "write"): 3, (0x6E0, "write"): 1000},
+    )
+    assert pmu_exits(more) == 8
+
+
+@pytest.mark.parametrize("msr", [0xC1, 0x186, 0x38F, 0xC0000301, 0xC0010004, 0xC001020B])
+def test_pmu_msrs(msr: int) -> None:
+    assert is_pmu_msr(msr)
+
+
+@pytest.mark.parametrize("msr", [0x10, 0x6E0, 0x830, 0xC0010010, 0xC001020C, 0x393])
+def test_other_msrs(msr: int) -> None:
+    assert not is_pmu_msr(msr)

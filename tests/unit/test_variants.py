@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Variants: what is in each, from the series at hand."""
+
+from pathlib import Path
+
+import pytest
+
+from nearmetal.errors import UsageError
+from nearmetal.series import Enable, Series
+from nearmetal.variants import available, configs
+
+
+def series(tmp_path: Path, name: str, tree: str, order: int, enable: Enable) -> Series:
+    folder = tmp_path / tree / name
+    folder.mkdir(parents=True)
+    (folder / "0001-one.patch").touch()
+    return Series(name, tree, order, "7.3", "why", (), enable, folder)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def every(tmp_path: Path) -> list[Series]:
+    return [
+        series(tmp_path, "cache", "linux", 1, Enable(modules={"kvm": {"cache": "1"}})),
+        series(tmp_path, "p2p", "linux", 2, Enable(guest_kernel="patched")),
+        series(tmp_path, "cache", "qemu", 1, Enable(qemu_args=("-global", "q35.cache=on"))),
+        series(tmp_path, "routing", "testbed-qemu", 1, Enable()),
+    ]
+
+
+def test_without_series_there_is_only_vanilla() -> None:
+    assert available([]) == ("vanilla",)
+    (only,) = configs([], ("vanilla",))
+    assert (only.variant, only.linux_patches, only.qemu_patches) == ("vanilla", (), ())
+    with pytest.raises(UsageError, match="no variant 'on'"):
+        configs([], ("vanilla", "on"))
+
+
+def test_testbed_series_make_no_variant(every: list[Series]) -> None:
+    assert available([one for one in every if one.tree == "testbed-qemu"]) == ("vanilla",)
+
+
+def test_off_has_every_product_patch_and_nothing_on(every: list[Series]) -> None:
+    (off,) = configs(every, ("off",))
+    assert len(off.linux_patches) == 2
+    assert len(off.qemu_patches) == 1
+    assert off.modules == {}
+    assert off.qemu_args == ()
+    assert off.guest_patches == ()
+
+
+def test_on_is_one_series_at_a_time(every: list[Series]) -> None:
+    found = configs(every, ("vanilla", "off", "on"))
+    assert [one.label for one in found] == ["vanilla", "off", "on-cache", "on-p2p"]
+    cache, p2p = found[2:]
+    assert cache.modules == {"kvm": {"cache": "1"}}
+    assert cache.qemu_args == ("-global", "q35.cache=on")
+    assert cache.guest_patches == ()
+    assert p2p.modules == {}
+    assert p2p.qemu_args == ()
+    assert p2p.guest_patches == p2p.linux_patches == cache.linux_patches
