@@ -224,7 +224,7 @@ def lost_options(fragment: str, config: str) -> list[str]:
     return lost
 
 
-def _build_python(cache: Cache) -> Path:
+def qemu_python(cache: Cache) -> Path:
     """The Python environment that QEMU's build takes meson, ninja and pycotap from."""
     import sys
 
@@ -257,7 +257,7 @@ def qemu(settings: Settings, cache: Cache, source: Source, *, patches: Sequence[
         proc.run(["cp", "-al", source.folder, src], deadline_s=1200)
         _apply(patches, src)
         out.mkdir()
-        python = _build_python(cache)
+        python = qemu_python(cache)
         env = {**_ccache(cache, work), "PATH": f"{python.parent}:{os.environ['PATH']}"}
         log = cache.root / "tmp" / f"{work.name}.log"
         try:

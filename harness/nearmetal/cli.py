@@ -17,6 +17,7 @@ from rich.table import Table
 
 from . import (
     __version__,
+    bases,
     builds,
     cachecmd,
     checks,
@@ -38,7 +39,6 @@ from .errors import Exit, NearmetalError, UsageError
 from .guest import running_guest
 from .model import VARIANTS, Variant
 from .settings import Settings
-from .sources import obtain
 
 Handler = Callable[[argparse.Namespace, Settings], int]
 
@@ -204,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
         help="a directory of patches (default: patches/ in the repository)",
     )
     one.add_argument(
-        "--tree", choices=("linux", "qemu"), help="the tree of a flat directory of patches"
+        "--tree", choices=series.TREES, help="the tree of a flat directory of patches"
     )
     one.add_argument("--series", metavar="NAME", help="only this series")
     one.add_argument("--quick", action="store_true", help="apply and checkpatch only; no builds")
@@ -390,19 +390,9 @@ def _tree(options: argparse.Namespace, conf: Settings) -> int:
             continue
         folder = options.dir or trees.default_folder(conf.repo, name)
         if options.action == "checkout":
-            kind = {"linux": "linux", "qemu": "qemu", "testbed-qemu": "qemu"}.get(name, "bochs")
-            source = obtain(conf, cache, kind)
-            mine = [one for one in every if one.tree == name]
-            with ui.step(f"checking out {name} with {len(mine)} series"):
-                trees.tree_checkout(
-                    name,
-                    source.folder,
-                    source.version,
-                    mine,
-                    folder,
-                    base_repository=cache.root / "git" / f"{name}-{source.sha256[:16]}",
-                )
-            ui.say(f"{folder}")
+            with ui.step(f"checking out {name}"):
+                done = bases.checkout(conf, cache, name, every, folder)
+            print(done.folder)
         elif options.action == "status":
             print(trees.tree_status(folder, patches))
         elif options.action == "export":
@@ -416,7 +406,16 @@ def _tree(options: argparse.Namespace, conf: Settings) -> int:
 
 
 def _validate(options: argparse.Namespace, conf: Settings) -> int:
-    raise UsageError("validate is being wired")
+    text, status = bases.run_validate(
+        conf,
+        Cache(conf.cache_dir).open(),
+        patches=options.patches,
+        tree=options.tree,
+        only=options.series,
+        quick=options.quick,
+    )
+    print(text)
+    return status
 
 
 def _export(options: argparse.Namespace, conf: Settings) -> int:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The bases of the work trees: sources from the cache, as repositories and as builds.
+
+This is where the patch layer (trees, validate), which knows of no cache, meets the sources.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import builds, trees, validate
+from .cache import Cache
+from .series import Series, TreeName
+from .settings import Settings
+from .sources import Source, obtain
+
+_SOURCES: dict[TreeName, str] = {
+    "linux": "linux",
+    "qemu": "qemu",
+    "testbed-qemu": "qemu",
+    "testbed-bochs": "bochs",
+}
+
+
+def repository(settings: Settings, cache: Cache, tree: TreeName) -> tuple[Source, Path]:
+    """The tree's sources, and a git repository with them as its one commit (cached)."""
+    source = obtain(settings, cache, _SOURCES[tree])
+
+    def build(work: Path) -> None:
+        trees.make_base_repository(source.folder, tree, source.version, work / "git")
+
+    ingredients = {"source": source.ingredients(), "tree": tree, "recipe": 1}
+    what = f"committing {source.name} {source.version} as the base of {tree}"
+    return source, cache.make("repository", ingredients, build, what=what).path / "git"
+
+
+def checkout(
+    settings: Settings, cache: Cache, tree: TreeName, every: Sequence[Series], target: Path
+) -> trees.Checkout:
+    """The work tree of ``tree`` with all its series, in ``target``."""
+    source, repo = repository(settings, cache, tree)
+    with cache.lock(f"worktree-{tree}"):
+        return trees.tree_checkout(
+            tree, source.folder, source.version, every, target, base_repository=repo
+        )
+
+
+def setup(settings: Settings, cache: Cache, tree: TreeName) -> validate.BuildSetup | None:
+    """How the objects of a tree are built when its patches are validated."""
+    env = {"CCACHE_DIR": str(cache.root / "ccache")}
+    if tree == "linux":
+        fragment = settings.repo / "guest-images" / "kernel" / "base.config"
+        # make takes its environment from ours; ccache finds its folder there
+        os.environ.update(env)
+        return validate.LinuxBuild(fragment, settings.jobs, ("CC=ccache gcc",))
+    if tree in ("qemu", "testbed-qemu"):
+        python = builds.qemu_python(cache)
+        arguments = (f"--python={python}", "--cc=ccache gcc", *builds.QEMU_CONFIGURE)
+        path = f"{python.parent}:{os.environ['PATH']}"
+        return validate.QemuBuild(arguments, settings.jobs, {**env, "PATH": path})
+    return None
+
+
+def run_validate(
+    settings: Settings,
+    cache: Cache,
+    *,
+    patches: Path | None,
+    tree: TreeName | None,
+    only: str | None,
+    quick: bool,
+) -> tuple[str, int]:
+    """Validate a directory of patches: the text to print, and the exit status."""
+    directory = patches or settings.repo / "patches"
+    candidates, findings = validate.find_candidates(directory, tree=tree, only=only)
+    needed = {}
+    for name in validate.trees_needed(candidates):
+        source, repo = repository(settings, cache, name)
+        needed[name] = validate.Base(
+            name, source.folder, source.version, repo, setup(settings, cache, name)
+        )
+    scratch = cache.root / "validate"
+    with cache.lock("validate"):
+        scratch.mkdir(exist_ok=True)
+        found = [*findings, *validate.validate(candidates, needed, scratch, quick=quick)]
+    return validate.render_findings(found, candidates), int(validate.exit_status(found))
