@@ -203,9 +203,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a directory of patches (default: patches/ in the repository)",
     )
-    one.add_argument(
-        "--tree", choices=series.TREES, help="the tree of a flat directory of patches"
-    )
+    one.add_argument("--tree", choices=series.TREES, help="the tree of a flat directory of patches")
     one.add_argument("--series", metavar="NAME", help="only this series")
     one.add_argument("--quick", action="store_true", help="apply and checkpatch only; no builds")
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from . import ui
 from .console import find_splats
 from .errors import EnvironmentBroken, MeasurementError, UsageError
 from .model import Provenance
-from .shell import Address, Shell, connect, digest_of
+from .shell import Address, Running, Shell, connect, digest_of
 
 STORE_ON_TESTBED = "/srv/nearmetal"
 """Where the testbed mounts the cache's store (9p, read-only)."""
@@ -81,6 +82,7 @@ class Host:
     guest_cpus: int = 1
     guest_memory_mib: int = 2048
     _kernel_log_lines: int = 0
+    _claim: Running | None = None
 
     @property
     def name(self) -> str:
@@ -197,11 +199,35 @@ echo "$old"
                 detail="\n".join(splats[0].context),
             )
 
-    def reap(self) -> None:
-        """End what an earlier run, killed, has left on the host: VMs of our name."""
+    def claim(self) -> None:
+        """Keep other runs off the host's work directory for as long as we are connected.
+
+        Then end what a killed run has left there: VMs that it started, by their pid files.
+        Raises UsageError when somebody else is at work.
+        """
+        work = shlex.quote(self.work)
+        self.shell.run(f"mkdir -p {work}")
+        self._claim = self.shell.start(
+            f"exec flock --nonblock {work}/lock sh -c 'echo claimed; exec cat > /dev/null'"
+        )
+        answer = b""
+        self._claim.channel.settimeout(30)
+        with contextlib.suppress(TimeoutError, OSError):
+            answer = self._claim.channel.recv(64)
+        if b"claimed" not in answer:
+            raise UsageError(
+                f"{self.name}: another run is at work there",
+                hint=f"wait for it; it holds {self.work}/lock",
+            )
         self.shell.run(
-            "pkill -KILL -f 'guest=nearmetal-[0-9a-f]' ; "
-            f"rm -rf {shlex.quote(self.work)}/vm-*; mkdir -p {shlex.quote(self.work)}",
+            f"""
+for folder in {work}/vm-*; do
+  [ -d "$folder" ] || continue
+  pid=$(cat "$folder/pid" 2>/dev/null)
+  [ -n "$pid" ] && grep -qs 'guest=nearmetal-' "/proc/$pid/cmdline" && kill -KILL "$pid"
+  rm -rf "$folder"
+done
+""",
             check=False,
         )
 
@@ -246,5 +272,5 @@ def reach(
         home = shell.run("echo $HOME").stdout.strip()
         work = f"{home}/.cache/nearmetal"
     host = Host(shell, facts, work, store)
-    host.reap()
+    host.claim()
     return host

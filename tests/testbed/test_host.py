@@ -32,6 +32,11 @@ def test_host_says_that_it_is_emulated(host: Host) -> None:
     assert host.shell.run("test -c /dev/kvm", check=False).status == 0
 
 
+def test_two_runs_do_not_share_a_host(host: Host) -> None:
+    with pytest.raises(UsageError, match="another run is at work"):
+        reach("second", host.shell.address, work=host.work)
+
+
 def test_failing_and_endless_commands(host: Host) -> None:
     with pytest.raises(MeasurementError, match="ended with status 3"):
         host.shell.run("echo why; exit 3")
