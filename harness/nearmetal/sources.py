@@ -63,7 +63,7 @@ class Source:
         return {"name": self.name, "version": self.version, "sha256": self.sha256}
 
     def __str__(self) -> str:
-        return f"{self.name} {self.version} ({self.origin})"
+        return self.origin
 
 
 def obtain(settings: Settings, cache: Cache, name: str) -> Source:
