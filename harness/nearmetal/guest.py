@@ -50,7 +50,7 @@ class GuestParts:
     image: Image
     keys: Keys
     cpus: int = 1
-    memory_mib: int = 2048
+    memory_mib: int = 1024
     assigned: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
 

@@ -80,7 +80,7 @@ class Host:
     p2p: Mapping[str, str] = field(default_factory=dict)
     """PCI addresses for the p2p test: ``peer`` (with a controller memory buffer), ``disk``."""
     guest_cpus: int = 1
-    guest_memory_mib: int = 2048
+    guest_memory_mib: int = 1024
     _kernel_log_lines: int = 0
     _claim: Running | None = None
 

@@ -79,10 +79,13 @@ def test_a_splat_on_the_host_is_noticed(host: Host) -> None:
 def test_counting_leaves_no_trigger_behind(host: Host) -> None:
     left = "cat /sys/kernel/tracing/events/kvm/*/trigger | grep -v '^#' | wc -l"
     with counting(host.shell) as tracer:
-        tracer.clear()
-        tracer.clear()
+        tracer.on()
+        tracer.on()
         assert int(host.shell.run(left).stdout) > 10
         assert tracer.read().total == 0
+        tracer.off()
+        assert int(host.shell.run(left).stdout) == 0
+        tracer.on()
     assert int(host.shell.run(left).stdout) == 0
     assert "nm_pio_user" not in host.shell.read("/sys/kernel/tracing/synthetic_events")
 
