@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,7 @@ class Host:
     """PCI addresses for the p2p test: ``peer`` (with a controller memory buffer), ``disk``."""
     guest_cpus: int = 1
     guest_memory_mib: int = 1024
-    _kernel_log_lines: int = 0
+    _log_seen: int = 0
     _claim: Running | None = None
 
     @property
@@ -179,20 +180,24 @@ echo "$old"
                 except MeasurementError as error:
                     ui.warn(error.message)
 
-    def kernel_log(self) -> str:
-        """The kernel's log (dmesg)."""
-        return self.shell.run("dmesg", deadline_s=60).stdout
-
-    def iommu_faults(self) -> int:
-        """DMA faults in the kernel's log: VT-d's ``DMAR: [DMA``, AMD's IO_PAGE_FAULT."""
-        return count_iommu_faults(self.kernel_log())
+    def kernel_log(self, since: int = 0) -> KernelLog:
+        """The kernel's messages behind sequence number ``since``."""
+        text = self.shell.run(
+            "dd if=/dev/kmsg iflag=nonblock bs=8192 status=none 2>/dev/null", check=False
+        ).stdout
+        log = parse_kmsg(text, since)
+        if since and log.lost:
+            raise MeasurementError(
+                f"{self.name}: {log.lost} messages of the host's kernel were lost",
+                hint="boot it with a larger log_buf_len",
+            )
+        return log
 
     def check(self) -> None:
         """Raise MeasurementError if the kernel's log holds a splat that was not there before."""
-        lines = self.kernel_log().splitlines()
-        new = lines[self._kernel_log_lines :]
-        self._kernel_log_lines = len(lines)
-        splats = find_splats("\n".join(new))
+        log = self.kernel_log(self._log_seen)
+        self._log_seen = log.last
+        splats = find_splats("\n".join(log.lines))
         if splats:
             raise MeasurementError(
                 f"{self.name}: the host's kernel says: {splats[0].line}",
@@ -232,16 +237,35 @@ done
         )
 
     def forget_log(self) -> None:
-        """From now on only new lines of the kernel's log count."""
-        self._kernel_log_lines = len(self.kernel_log().splitlines())
+        """From now on only new messages of the kernel count."""
+        self._log_seen = self.kernel_log().last
 
 
-def count_iommu_faults(log: str) -> int:
+@dataclass(frozen=True)
+class KernelLog:
+    """Messages of a kernel: their text, the last one's sequence number, how many were lost."""
+
+    lines: tuple[str, ...]
+    last: int
+    lost: int
+
+
+def parse_kmsg(text: str, since: int = 0) -> KernelLog:
+    """/dev/kmsg's records (Documentation/ABI/testing/dev-kmsg): ``prio,seq,us,flags;text``."""
+    lines, last, first = [], since, 0
+    for record in re.finditer(r"^\d+,(\d+),(\d+),[^;]*;(.*)$", text, re.M):
+        sequence = int(record[1]) + 1
+        first = first or sequence
+        last = max(last, sequence)
+        if sequence > since:
+            lines.append(f"[{int(record[2]) / 1e6:12.6f}] {record[3]}")
+    return KernelLog(tuple(lines), last, max(0, first - since - 1))
+
+
+def count_iommu_faults(lines: Iterable[str]) -> int:
     """DMA faults in a kernel's log (drivers/iommu/intel/dmar.c, amd/iommu.c)."""
     return sum(
-        1
-        for line in log.splitlines()
-        if ("DMAR:" in line and "[DMA " in line) or "IO_PAGE_FAULT" in line
+        1 for line in lines if ("DMAR:" in line and "[DMA " in line) or "IO_PAGE_FAULT" in line
     )
 
 

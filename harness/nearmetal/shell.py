@@ -106,7 +106,9 @@ class Shell:
             while channel.recv_stderr_ready():
                 err += channel.recv_stderr(1 << 16)
                 moved = True
-            finished = channel.exit_status_ready() or channel.closed
+            # the exit status may come before the last output: only the end of file ends it
+            ended = channel.exit_status_ready() and channel.eof_received
+            finished = ended or channel.closed
             if finished and not channel.recv_ready() and not channel.recv_stderr_ready():
                 break
             if time.monotonic() > end:

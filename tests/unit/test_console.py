@@ -7,7 +7,7 @@ import pytest
 
 from nearmetal.console import Console, find_splats
 from nearmetal.errors import MeasurementError
-from nearmetal.host import count_iommu_faults, parse_facts
+from nearmetal.host import count_iommu_faults, parse_facts, parse_kmsg
 
 HEALTHY = """\
 [    0.000000] Linux version 7.3.4 (nearmetal@nearmetal) (gcc (Debian 12.2.0) 12.2.0)
@@ -102,7 +102,7 @@ def test_iommu_faults_of_both_vendors() -> None:
 [   13.0] AMD-Vi: Event logged [IO_PAGE_FAULT device=04:00.0 domain=0x0001]
 [   14.0] DMAR: Intel-IOMMU force enabled
 """
-    assert count_iommu_faults(log) == 3
+    assert count_iommu_faults(log.splitlines()) == 3
 
 
 FACTS = """\
@@ -134,3 +134,26 @@ def test_facts_of_the_testbed() -> None:
 def test_emulation_does_not_pass_for_metal(flags: str, vendor: str, provenance: str) -> None:
     text = FACTS.replace("fpu vme svm hypervisor", flags).replace("vendor=QEMU", f"vendor={vendor}")
     assert parse_facts(text).provenance == provenance
+
+
+KMSG = """\
+6,101,15000000,-;vfio-pci 0000:03:00.0: resetting
+ SUBSYSTEM=pci
+4,102,15971103,-;WARNING: CPU: 0 PID: 1 at test
+12,103,16000000,-;hello; world
+"""
+
+
+def test_kernel_log_from_a_message_on() -> None:
+    whole = parse_kmsg(KMSG)
+    assert whole.lines[1] == "[   15.971103] WARNING: CPU: 0 PID: 1 at test"
+    assert len(whole.lines) == 3
+    later = parse_kmsg(KMSG, since=103)
+    assert later.lines == ("[   16.000000] hello; world",)
+    assert (later.last, later.lost) == (104, 0)
+    assert parse_kmsg(KMSG, since=104).lines == ()
+
+
+def test_lost_kernel_messages_are_counted() -> None:
+    assert parse_kmsg(KMSG, since=99).lost == 2
+    assert parse_kmsg("", since=99).last == 99

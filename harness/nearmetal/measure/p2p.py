@@ -11,6 +11,7 @@ import json
 import shlex
 
 from ..errors import MeasurementError
+from ..host import count_iommu_faults
 from ..model import Measurement
 from .bench import Bench
 
@@ -60,7 +61,7 @@ def bandwidth(line: dict[str, float]) -> float:
 def measure(bench: Bench) -> list[Measurement]:
     """All rows of the p2p test for the set-up that the bench has."""
     disk, allocate = find(bench.guest.shell.run(_FIND).stdout)
-    faults_before = bench.host.iommu_faults()
+    before = bench.host.kernel_log().last
     speeds: dict[tuple[str, str], list[float]] = {}
     corrupt: dict[str, list[float]] = {"read": [], "write": []}
     lines = []
@@ -83,7 +84,7 @@ def measure(bench: Bench) -> list[Measurement]:
                 )
         lines.extend(found)
     (bench.logs / f"{bench.variant}-p2p.json").write_text(json.dumps(lines, indent=1))
-    faults = bench.host.iommu_faults() - faults_before
+    faults = count_iommu_faults(bench.host.kernel_log(before).lines)
     setup = {"setup": "iommu", "block": str(BLOCK)}
     return [
         bench.row("p2p.read_mib_s", speeds["read", "peer"], **setup),
