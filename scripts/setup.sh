@@ -67,7 +67,7 @@ if [ ! -e "$venv/complete" ]; then
 		say "installing the harness' Python packages"
 		rm -rf "$venv"
 		python3 -m venv "$venv" &&
-			"$python" -m pip install --quiet --disable-pip-version-check \
+			"$python" -m pip install -qq --disable-pip-version-check \
 				--editable "$repo[test]" >&2 &&
 			touch "$venv/complete"
 	) 9>"$cache/venv.lock" ||

@@ -235,7 +235,7 @@ def qemu_python(cache: Cache) -> Path:
             shutil.rmtree(final)
         proc.run([sys.executable, "-m", "venv", final], deadline_s=300)
         proc.run(
-            [final / "bin" / "python", "-m", "pip", "install", "--quiet", *QEMU_PYTHON],
+            [final / "bin" / "python", "-m", "pip", "install", "-qq", *QEMU_PYTHON],
             deadline_s=900,
             hint="check the network, then run again",
         )

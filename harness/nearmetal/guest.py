@@ -52,6 +52,9 @@ class GuestParts:
     cpus: int = 1
     memory_mib: int = 1024
     assigned: tuple[str, ...] = ()
+    iommufd: bool = False
+    """Map guest memory by iommufd and not by the type1 container. QEMU 10.0 then does not map
+    BARs for DMA, so peer-to-peer between assigned devices does not work."""
     extra: tuple[str, ...] = ()
 
 
@@ -89,11 +92,14 @@ def command_line(
         *("-device", "pcie-root-port,id=rp0,chassis=10,slot=10"),
         *("-device", "x3130-upstream,id=up0,bus=rp0"),
     ]
+    backend = ",iommufd=iommufd0" if parts.iommufd else ""
+    if parts.iommufd:
+        line += ["-object", "iommufd,id=iommufd0"]
     for number, address in enumerate(parts.assigned):
         port_id = f"dn{number}"
         slot = 11 + number
         line += ["-device", f"xio3130-downstream,id={port_id},bus=up0,chassis={slot},slot={slot}"]
-        line += ["-device", f"vfio-pci,host={address},bus={port_id},id=hostdev{number}"]
+        line += ["-device", f"vfio-pci,host={address},bus={port_id},id=hostdev{number}{backend}"]
     return [*line, *parts.extra]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import UsageError
 from .model import VARIANTS, Variant
-from .series import Series
+from .series import Enable, Series
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Config:
 def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config, ...]:
     """The variants to run, in the order vanilla, off, on (once for each product series).
 
+    A series that has nothing to switch on yet has no ``on``.
     Raises UsageError where a patched variant is asked for and there is no product series.
     """
     product = [one for one in series if one.is_product]
@@ -46,6 +47,11 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
     def patches(tree: str) -> tuple[Path, ...]:
         return tuple(path for one in product if one.tree == tree for path in one.patches())
 
+    if "on" in wanted and not _has_switch(product):
+        raise UsageError(
+            "no series says what its variant 'on' switches on",
+            hint="add enable: to its entry in patches/series.yaml",
+        )
     linux, qemu = patches("linux"), patches("qemu")
     applied = tuple(dict.fromkeys(one.name for one in product))
     result: list[Config] = []
@@ -60,6 +66,8 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
             continue
         for name in applied:
             parts = [one for one in product if one.name == name]
+            if not _has_switch(parts):
+                continue
             modules = {
                 key: dict(value) for one in parts for key, value in one.enable.modules.items()
             }
@@ -73,4 +81,11 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
 
 def available(series: Sequence[Series]) -> tuple[Variant, ...]:
     """The variants that the series at hand make possible."""
-    return VARIANTS if any(one.is_product for one in series) else ("vanilla",)
+    product = [one for one in series if one.is_product]
+    if not product:
+        return ("vanilla",)
+    return VARIANTS if _has_switch(product) else ("vanilla", "off")
+
+
+def _has_switch(series: Sequence[Series]) -> bool:
+    return any(one.enable != Enable() for one in series)

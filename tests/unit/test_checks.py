@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from nearmetal.checks import (
     DEFAULT_CHECKS,
     Check,
+    Plan,
     exit_status,
     judge,
     load_checks,
@@ -457,7 +459,49 @@ def defaults() -> tuple[Check, ...]:
 
 def test_a_healthy_run_passes_all_default_checks(defaults: tuple[Check, ...]) -> None:
     results = judge(defaults, healthy(), (), (), PLAN)
+    bad = [result for result in results if result.status not in ("pass", "skip")]
+    assert not bad, bad
+    # only what is about a variant that this run does not have is left out
+    skipped = {result.name for result in results if result.status == "skip"}
+    assert skipped == {check.name for check in defaults if check.name.startswith("off.")}
+
+
+def patched() -> tuple[list[Measurement], Plan]:
+    """A healthy run with the variant off, which equals vanilla."""
+    off = [dataclasses.replace(one, variant="off") for one in healthy()]
+    tests = ("lspci", "vmexit", "p2p")
+    return [*healthy(), *off], plan_all(tests, ("vanilla", "off"), testbed="amd")
+
+
+def test_off_that_equals_vanilla_passes(defaults: tuple[Check, ...]) -> None:
+    rows, plan = patched()
+    results = judge(defaults, rows, (), (), plan)
     assert {result.status for result in results} == {"pass"}, results
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "context"),
+    [
+        ("off.cf8-exits-equal-vanilla", "lspci.exits", {"path": "cf8"}),
+        ("off.cf8-exits-equal-vanilla", "lspci.userspace_exits", {"path": "cf8"}),
+        ("off.ecam-exits-equal-vanilla", "lspci.exits", {"path": "ecam"}),
+        ("off.agent-userspace-exits-equal-vanilla", "vmexit.agent.userspace_exits_per_sample", {}),
+        ("off.p2p-data-intact", "p2p.corrupt_bytes", {}),
+        ("off.p2p-data-intact", "p2p.iommu_faults", {}),
+    ],
+)
+def test_one_exit_more_in_off_fails(
+    defaults: tuple[Check, ...], check: str, name: str, context: dict[str, str]
+) -> None:
+    rows, plan = patched()
+    spoiled = [
+        dataclasses.replace(one, values=tuple(value + 1 for value in one.values))
+        if one.variant == "off" and one.name == name and context.items() <= one.context.items()
+        else one
+        for one in rows
+    ]
+    results = {result.name: result.status for result in judge(defaults, spoiled, (), (), plan)}
+    assert results[check] == "fail"
 
 
 @pytest.mark.parametrize(

@@ -58,3 +58,14 @@ def test_on_is_one_series_at_a_time(every: list[Series]) -> None:
     assert p2p.modules == {}
     assert p2p.qemu_args == ()
     assert p2p.guest_patches == p2p.linux_patches == cache.linux_patches
+
+
+def test_series_without_a_switch_has_no_on(every: list[Series], tmp_path: Path) -> None:
+    plain = [one for one in every if one.enable == Enable()]
+    plain.append(series(tmp_path, "later", "linux", 3, Enable()))
+    assert available(plain) == ("vanilla", "off")
+    with pytest.raises(UsageError, match="no series says"):
+        configs(plain, ("on",))
+    with_others = configs([*every, plain[-1]], ("on",))
+    assert [one.series for one in with_others] == ["cache", "p2p"]
+    assert "later" in with_others[0].applied

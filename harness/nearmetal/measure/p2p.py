@@ -28,7 +28,7 @@ BYTES = 8 << 20
 BLOCK = 256 << 10
 _DEADLINE_S = 300.0
 
-_FIND = r"""
+FIND = r"""
 for c in /sys/class/nvme/nvme*; do
   [ -e "$c" ] || continue
   d=$(readlink -f "$c/device")
@@ -60,7 +60,7 @@ def bandwidth(line: dict[str, float]) -> float:
 
 def measure(bench: Bench) -> list[Measurement]:
     """All rows of the p2p test for the set-up that the bench has."""
-    disk, allocate = find(bench.guest.shell.run(_FIND).stdout)
+    disk, allocate = find(bench.guest.shell.run(FIND).stdout)
     before = bench.host.kernel_log().last
     speeds: dict[tuple[str, str], list[float]] = {}
     corrupt: dict[str, list[float]] = {"read": [], "write": []}
