@@ -242,7 +242,9 @@ def open_archive(cache: Cache) -> Archive:
             else:
                 raise EnvironmentBroken(
                     "Debian's package lists could not be read",
-                    hint="check the network, or give the archives with --source-dir",
+                    hint=proc.DISK_HINT
+                    if proc.disk_full(done.stderr)
+                    else "check the network, or give the archives with --source-dir",
                     detail=proc.tail(done.stderr, 5),
                 )
     return archive

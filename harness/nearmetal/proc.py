@@ -89,7 +89,7 @@ def run(
         raise UsageError(
             f"the program '{words[0]}' is not installed", hint=hint or "run scripts/run"
         )
-    environment = {**os.environ, **(env or {})}
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
     started = time.monotonic()
     sink = log.open("w", encoding="utf-8") if log else None
     try:
@@ -122,6 +122,13 @@ def run(
     done = Completed(tuple(words), process.returncode, out or "", err or "")
     if check and done.status != 0:
         elapsed = time.monotonic() - started
+        if disk_full(done.stdout + done.stderr):
+            raise CommandFailed(
+                f"the disk is full: '{_short(words)}' could not go on",
+                output=done.stdout + done.stderr,
+                hint=DISK_HINT,
+                status=done.status,
+            )
         raise CommandFailed(
             f"'{_short(words)}' ended with status {done.status} after {elapsed:.0f} s",
             output=done.stdout + done.stderr,
@@ -129,6 +136,14 @@ def run(
             status=done.status,
         )
     return done
+
+
+DISK_HINT = "free some disk ('nearmetal cache --prune'), or use --cache-dir"
+
+
+def disk_full(output: str) -> bool:
+    """Whether a program says that there was no room (ENOSPC, in the C locale's words)."""
+    return "No space left on device" in output
 
 
 def _kill_group(process: subprocess.Popen[str]) -> None:

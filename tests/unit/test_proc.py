@@ -89,3 +89,9 @@ def descendants(top: int) -> list[int]:
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]
     return found[1:]
+
+
+def test_full_disk_is_told_as_such() -> None:
+    with pytest.raises(proc.CommandFailed, match="the disk is full") as caught:
+        proc.run(["sh", "-c", "echo hello > /dev/full"], deadline_s=10)
+    assert "cache --prune" in str(caught.value.hint)
