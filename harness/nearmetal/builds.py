@@ -210,6 +210,66 @@ def kernel(
     )
 
 
+def kvm_selftests(
+    settings: Settings,
+    cache: Cache,
+    source: Source,
+    programs: Sequence[str],
+    *,
+    patches: Sequence[Path] = (),
+) -> Path:
+    """The folder of KVM's selftests (tools/testing/selftests/kvm) of a tree, linked statically.
+
+    ``programs`` are names as in its Makefile, such as ``x86/userspace_io_test``; they lie in
+    the folder by their last part. Raises BuildFailed.
+    """
+
+    def build(work: Path) -> None:
+        src, out = work / "src", work / "out"
+        proc.run(["cp", "-al", source.folder, src], deadline_s=1200)
+        _apply(patches, src)
+        out.mkdir()
+        env = _ccache(cache, work)
+        log = cache.root / "tmp" / f"{work.name}.log"
+        headers: list[str | Path] = [
+            "make",
+            "-s",
+            "-C",
+            src,
+            "headers_install",
+            f"INSTALL_HDR_PATH={work / 'usr'}",
+        ]
+        tests: list[str | Path] = [
+            *("make", "-s", f"-j{settings.jobs}", "-C", src / "tools/testing/selftests/kvm"),
+            *("CC=ccache gcc", "LDFLAGS=-static -pthread", f"OUTPUT={out}"),
+            f"KHDR_INCLUDES=-isystem {work / 'usr' / 'include'}",
+            *(str(out / program) for program in programs),
+        ]
+        try:
+            for words in (headers, tests):
+                proc.run(words, deadline_s=1800, env=env, log=log, tree=True)
+        except proc.CommandFailed as error:
+            raise BuildFailed(
+                f"the KVM selftests of Linux {source.version} do not build: {error.message}",
+                detail=first_errors(error.output),
+                hint=f"the whole log is {log}",
+            ) from None
+        for program in programs:
+            shutil.copy(out / program, work / Path(program).name)
+        for folder in (src, out, work / "usr"):
+            shutil.rmtree(folder)
+        log.unlink()
+
+    ingredients = {
+        "source": source.ingredients(),
+        "patches": [sha256_file(path) for path in patches],
+        "programs": list(programs),
+        "compiler": _compiler(),
+        "recipe": 1,
+    }
+    return cache.make("selftests", ingredients, build, what="building KVM's selftests").path
+
+
 def lost_options(fragment: str, config: str) -> list[str]:
     """The lines of a configuration fragment that a .config does not hold."""
     lines = set(config.splitlines())
