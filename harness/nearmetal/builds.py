@@ -7,6 +7,8 @@ functions with the patches' files in the ingredients.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import re
@@ -53,7 +55,10 @@ class BuildFailed(EnvironmentBroken):
 
 @dataclass(frozen=True)
 class Kernel:
-    """A built kernel: the image, and its modules as a tree below ``modules``/lib/modules."""
+    """A built kernel: the image, and its modules as a tree below ``modules``/lib/modules.
+
+    ``sha256`` is over both.
+    """
 
     image: Path
     modules: Path
@@ -201,13 +206,11 @@ def kernel(
         f" with {len(patches)} patches" if patches else ""
     )
     done = cache.make("kernel", ingredients, build, what=label)
-    return Kernel(
-        done.path / "bzImage",
-        done.path / "modules",
-        done.meta["release"],
-        done.meta["sha256"],
-        done.fresh,
-    )
+    modules = done.path / "modules"
+    # KVM is a module: a patch in it leaves the image as it was, to the byte
+    both = {"image": done.meta["sha256"], "modules": sha256_tree(modules)}
+    digest = hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest()
+    return Kernel(done.path / "bzImage", modules, done.meta["release"], digest, done.fresh)
 
 
 def kvm_selftests(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import builds, checks, inventory, report, series, tables, testbed, ui
 from .builds import Image, Kernel, Qemu
-from .cache import Cache
+from .cache import Cache, sha256_file
 from .catalogue import TESTS, nearest
 from .errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, UsageError
 from .guest import Guest, GuestParts, running_guest
@@ -177,9 +177,22 @@ def host_for(
     with testbed.running_host(parts, logs=logs, scratch=scratch) as (host, machine, retries):
         if found is not None:
             found.boot_retries += retries
+        _check_modules(host, kernel)
         yield host
         machine.alive()
         machine.console.check()
+
+
+def _check_modules(host: Host, kernel: Kernel) -> None:
+    """Raise MeasurementError unless the host's KVM modules are those of the build."""
+    folder = f"lib/modules/{kernel.release}"
+    for path in sorted((kernel.modules / folder).rglob("kvm*.ko")):
+        there = f"/{folder}/{path.relative_to(kernel.modules / folder)}"
+        seen = host.shell.run(f"sha256sum {shlex.quote(there)}", check=False).stdout.split()
+        if not seen or seen[0] != sha256_file(path):
+            raise MeasurementError(
+                f"{host.name}: {there} is not the module that was built for this variant"
+            )
 
 
 def guest_parts(
