@@ -395,7 +395,8 @@ def _tree(options: argparse.Namespace, conf: Settings) -> int:
             print(trees.tree_status(folder, patches))
         elif options.action == "export":
             for one in trees.tree_export(folder, patches, every):
-                print(one)
+                state = "written" if one.changed else "unchanged"
+                print(f"{one.folder}: {one.patches} patches, {state}")
         else:
             if not options.name or not options.title:
                 raise UsageError("new-series needs --name and --title")

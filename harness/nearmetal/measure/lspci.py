@@ -18,7 +18,7 @@ from .bench import Bench
 NAMES = ("lspci.pass_us", "lspci.dword_ns", "lspci.exits", "lspci.userspace_exits")
 
 PASSES = 3
-DWORD_READS = 1000
+DWORD_READS = 500
 DWORD_PROOF = 50
 _DEADLINE_S = 300.0
 
