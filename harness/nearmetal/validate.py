@@ -137,18 +137,37 @@ def parse_checkpatch(output: str) -> tuple[Remark, ...]:
     return tuple(found)
 
 
-def judge_checkpatch(series: str, patch: str, remarks: Sequence[Remark]) -> tuple[Finding, ...]:
-    """Every remark is an error, but for a missing sign-off and the MAINTAINERS hint."""
+TRACE_NOTE = "trace events are laid out as all of them are, which checkpatch does not know"
+_TRACE_HEADER = re.compile(r"(?:^|/)trace(?:_\w+)?\.h$|^include/trace/")
+_TRACE_LAYOUT = ("OPEN_ENDED_LINE", "PARENTHESIS_ALIGNMENT")
+
+
+def file_at(text: str, line: int) -> str:
+    """The file that line ``line`` of a patch belongs to, or nothing."""
+    heads = [one for one in text.splitlines()[:line] if one.startswith("+++ b/")]
+    return heads[-1].removeprefix("+++ b/") if heads else ""
+
+
+def judge_checkpatch(
+    series: str, patch: str, remarks: Sequence[Remark], text: str = ""
+) -> tuple[Finding, ...]:
+    """Every remark is an error, but for a missing sign-off and the MAINTAINERS hint.
+
+    The layout of trace events in trace headers (samples/trace_events/trace-events-sample.h)
+    is told, too: ``text`` is the patch, to find the file of a remark.
+    """
     found = []
     for remark in remarks:
         if remark.text.startswith("Missing Signed-off-by"):
             found.append(Finding(series, patch, "sign-off", "note", SIGNOFF_NOTE))
         elif "does MAINTAINERS need updating" in remark.text:
             found.append(Finding(series, patch, "maintainers", "note", MAINTAINERS_NOTE))
+        elif remark.type in _TRACE_LAYOUT and _TRACE_HEADER.search(file_at(text, remark.line)):
+            found.append(Finding(series, patch, "trace-layout", "note", TRACE_NOTE))
         else:
             words = [f"line {remark.line}:", remark.level, remark.type, remark.text]
-            text = " ".join(word for word in words if word)
-            found.append(Finding(series, patch, "checkpatch", "error", text))
+            said = " ".join(word for word in words if word)
+            found.append(Finding(series, patch, "checkpatch", "error", said))
     return tuple(found)
 
 
@@ -842,7 +861,8 @@ def _checkpatch(base: Base, name: str, patch: Path) -> tuple[Finding, ...]:
             detail=proc.tail(done.stderr or done.stdout),
             hint="it needs perl with its standard modules",
         )
-    return judge_checkpatch(name, patch.name, remarks)
+    text = patch.read_text(encoding="utf-8", errors="replace")
+    return judge_checkpatch(name, patch.name, remarks, text)
 
 
 def _build_finding(name: str, patch: str, one: Diagnostic, rule: str) -> Finding:

@@ -535,3 +535,24 @@ def test_the_summary_puts_errors_first_and_gathers_notes(tmp_path: Path) -> None
     assert validate.exit_status([*notes, error]) is Exit.FAILED
     assert validate.exit_status(notes) is Exit.OK
     assert f"{name} (linux, 2 patches): ok" in validate.render_findings(notes, candidates)
+
+
+TRACE_PATCH = """\
+diff --git a/arch/x86/kvm/x86.c b/arch/x86/kvm/x86.c
+--- a/arch/x86/kvm/x86.c
++++ b/arch/x86/kvm/x86.c
++	foo(
+diff --git a/arch/x86/kvm/trace.h b/arch/x86/kvm/trace.h
+--- a/arch/x86/kvm/trace.h
++++ b/arch/x86/kvm/trace.h
++	TP_STRUCT__entry(
+"""
+
+
+def test_layout_of_trace_events_is_told_in_trace_headers_only() -> None:
+    said = "Lines should not end with a '('"
+    remarks = [validate.Remark(line, "CHECK", "OPEN_ENDED_LINE", said) for line in (4, 8)]
+    code, trace = validate.judge_checkpatch("s", "p", remarks, TRACE_PATCH)
+    assert (code.severity, trace.severity) == ("error", "note")
+    other = [validate.Remark(8, "CHECK", "SPACING", "spaces preferred")]
+    assert validate.judge_checkpatch("s", "p", other, TRACE_PATCH)[0].severity == "error"
