@@ -296,5 +296,9 @@ def reach(
         home = shell.run("echo $HOME").stdout.strip()
         work = f"{home}/.cache/nearmetal"
     host = Host(shell, facts, work, store)
-    host.claim()
+    try:
+        host.claim()
+    except BaseException:
+        shell.close()
+        raise
     return host
