@@ -34,6 +34,26 @@ _ENTRIES = (
         "config-access exits of one lspci pass that left the kernel for QEMU",
     ),
     Entry(
+        "lspci.userspace_exits_cacheable",
+        "exits",
+        "lspci",
+        "those of registers that the PCIe specification lets a cache keep",
+    ),
+    Entry(
+        "lspci.uncacheable_dwords",
+        "dwords",
+        "lspci",
+        "registers of all functions that the PCIe specification lets no cache keep",
+        "equal",
+    ),
+    Entry(
+        "lspci.byte_mismatches",
+        "bytes",
+        "lspci",
+        "config bytes that differ from what QEMU says with the cache switched off",
+    ),
+    Entry("lspci.bytes_compared", "bytes", "lspci", "config bytes that were compared", "equal"),
+    Entry(
         "vmexit.agent.exits_per_sample",
         "exits/sample",
         "vmexit",

@@ -179,6 +179,10 @@ class Guest:
         """A QMP command's answer (docs/interop/qemu-qmp-ref); MeasurementError if refused."""
         return self._qmp.execute(command, arguments or None, deadline_s)
 
+    def has_property(self, path: str, name: str) -> bool:
+        """Whether an object of QEMU's has a property (QMP command qom-list)."""
+        return any(one["name"] == name for one in self.qmp("qom-list", path=path))
+
     def check(self) -> None:
         """Raise MeasurementError when the guest's or the host's kernel broke."""
         self.console.check()

@@ -113,6 +113,11 @@ class Series:
     folder: Path
 
     @property
+    def label(self) -> str:
+        """Its name and its upstream's: the parts of one feature share a name."""
+        return f"{_FOLDERS[self.tree]}/{self.name}"
+
+    @property
     def is_product(self) -> bool:
         """Whether users get it; the others only teach an emulator to behave like hardware."""
         return not self.is_testbed
@@ -158,14 +163,15 @@ def load_series(patches: Path, *, known_checks: Sequence[str] | None = None) -> 
     if error is not None:
         raise _schema_error(path, document, error)
     found = [_series(entry, patches) for entry in document["series"]]
-    names: set[str] = set()
+    names: set[tuple[TreeName, str]] = set()
     places: dict[tuple[TreeName, int], str] = {}
     for series in found:
-        if series.name in names:
+        if (series.tree, series.name) in names:
             raise UsageError(
-                f"{path}: two series are named '{series.name}'", hint="give one another name"
+                f"{path}: two series of the tree {series.tree} are named '{series.name}'",
+                hint="give one another name",
             )
-        names.add(series.name)
+        names.add((series.tree, series.name))
         other = places.setdefault((series.tree, series.order), series.name)
         if other != series.name:
             raise UsageError(

@@ -8,7 +8,9 @@ triggers on kvm:kvm_pio; one tracepoint cannot hold both for the same event). Wh
 and after, sshd in the guest for one, is not in the numbers.
 
 Which port accesses left the kernel is told by a synthetic event: kvm:kvm_userspace_exit with
-reason KVM_EXIT_IO, matched in the same vCPU thread to the kvm:kvm_pio before it.
+reason KVM_EXIT_IO or KVM_EXIT_X86_PCI_CONFIG, matched in the same vCPU thread to the
+kvm:kvm_pio before it. For a read of 0xCFC that is the write of 0xCF8 before it, since KVM
+traces a read when it completes: so the value tells the config register.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ CONFIG_ADDRESS = 0xCF8
 CONFIG_DATA = 0xCFC
 
 KVM_EXIT_IO = 2
-"""include/uapi/linux/kvm.h"""
+KVM_EXIT_X86_PCI_CONFIG = 44
+"""include/uapi/linux/kvm.h; the latter as the series pci-config-cache numbers it"""
 
 _T = "/sys/kernel/tracing"
 _USER_PIO = "nm_pio_user"
@@ -50,21 +53,24 @@ def _start() -> str:
     lines = [
         f"cd {_T} || exit 1",
         _stop(),
-        f"echo '{_USER_PIO} unsigned int port; unsigned int rw' >> synthetic_events || exit 1",
+        f"echo '{_USER_PIO} unsigned int port; unsigned int rw; unsigned int val' "
+        ">> synthetic_events || exit 1",
     ]
-    # the variables that the match needs: the last port of each vCPU thread
+    # the variables that the match needs: the last port access of each vCPU thread
     lines.append(
-        "echo 'hist:keys=common_pid:nmport=port,nmrw=rw' >> events/kvm/kvm_pio/trigger || exit 1"
+        "echo 'hist:keys=common_pid:nmport=port,nmrw=rw,nmval=val' "
+        ">> events/kvm/kvm_pio/trigger || exit 1"
     )
     lines.append(
         "echo 'hist:keys=common_pid:onmatch(kvm.kvm_pio)."
-        f"{_USER_PIO}($nmport,$nmrw) if reason == {KVM_EXIT_IO}' "
+        f"{_USER_PIO}($nmport,$nmrw,$nmval) "
+        f"if reason == {KVM_EXIT_IO} || reason == {KVM_EXIT_X86_PCI_CONFIG}' "
         ">> events/kvm/kvm_userspace_exit/trigger || exit 1"
     )
     for event, hist in _HISTS.items():
         lines.append(f"echo '{hist}' >> events/kvm/{event}/trigger || exit 1")
     lines.append(
-        "echo 'hist:keys=port,rw:size=1024:pause' >> "
+        "echo 'hist:keys=port,rw,val:size=8192:pause' >> "
         f"events/synthetic/{_USER_PIO}/trigger || exit 1"
     )
     for system, event in (*(("kvm", name) for name in _EVENTS), ("synthetic", _USER_PIO)):
@@ -118,7 +124,8 @@ class Exits:
 
     ``reasons``: all exits by hardware exit reason; ``userspace``: returns of KVM_RUN by
     KVM_EXIT_* reason; ``pio``: port accesses by (port, "in" or "out"); ``pio_user``: those of
-    them that left the kernel; ``mmio``: (type, page of the guest's physical address in bytes);
+    them that left the kernel; ``config_user``: exits to userspace for a config register, by
+    what was last written to 0xCF8; ``mmio``: (type, page of the guest's physical address in bytes);
     ``msr``: (MSR, "read" or "write").
     """
 
@@ -126,6 +133,7 @@ class Exits:
     userspace: Mapping[int, int]
     pio: Mapping[tuple[int, str], int]
     pio_user: Mapping[tuple[int, str], int]
+    config_user: Mapping[int, int]
     mmio: Mapping[tuple[int, int], int]
     msr: Mapping[tuple[int, str], int]
 
@@ -210,10 +218,14 @@ def parse_exits(text: str) -> Exits:
     }
     for (port, rw, _), count in one("kvm/kvm_pio", ("port", "rw", "size")).items():
         pio[_number(port), direction(rw)] += count
-    user = {
-        (_number(port), direction(rw)): count
-        for (port, rw), count in one(f"synthetic/{_USER_PIO}", ("port", "rw")).items()
-    }
+    user: dict[tuple[int, str], int] = {}
+    config_user: dict[int, int] = {}
+    for (port, rw, val), count in one(f"synthetic/{_USER_PIO}", ("port", "rw", "val")).items():
+        key = (_number(port), direction(rw))
+        user[key] = user.get(key, 0) + count
+        if key == (CONFIG_ADDRESS, "out"):
+            address = _number(val) & ~3
+            config_user[address] = config_user.get(address, 0) + count
     reasons = {key[0]: count for key, count in one("kvm/kvm_exit", ("exit_reason",)).items()}
     userspace = {
         _number(key[0]): count for key, count in one("kvm/kvm_userspace_exit", ("reason",)).items()
@@ -231,6 +243,7 @@ def parse_exits(text: str) -> Exits:
         userspace=userspace,
         pio=pio,
         pio_user=user,
+        config_user=config_user,
         mmio={
             (_number(kind), _number(page.strip("~ ").split("-")[0])): count
             for (kind, page), count in one("kvm/kvm_mmio", ("type", "gpa")).items()

@@ -290,7 +290,7 @@ _NAMES_WITH_SPDX = frozenset({"Makefile", "Kconfig", "Kbuild", "meson.build"})
 
 def check_text(candidate: Candidate, patch: Path) -> tuple[Finding, ...]:
     """What a patch's own text must have: a sender, a subject, a body, SPDX in new files."""
-    name = candidate.series.name
+    name = candidate.series.label
     text = patch.read_text(encoding="utf-8", errors="replace")
     head, _, rest = text.partition("\n\n")
     body = re.split(r"(?m)^---\s*$|^diff --git ", rest, maxsplit=1)[0]
@@ -626,11 +626,11 @@ def _layout(
                     )
     for one in series:
         if not one.patches():
-            findings.append(Finding(one.name, "", "patches", "error", f"{one.folder} holds none"))
+            findings.append(Finding(one.label, "", "patches", "error", f"{one.folder} holds none"))
         cover = one.cover
         if not cover.is_file() or not cover.read_text(encoding="utf-8", errors="replace").strip():
             findings.append(
-                Finding(one.name, "", "cover", "error", "cover.txt is missing or empty")
+                Finding(one.label, "", "cover", "error", "cover.txt is missing or empty")
             )
     return tuple(Candidate(one) for one in series if one.patches()), tuple(findings)
 
@@ -676,22 +676,22 @@ def _validate_tree(
     work = _WorkTree.open(base, scratch)
     for candidate in candidates:
         series = candidate.series
-        with ui.step(f"validate {series.name}") as step:
+        with ui.step(f"validate {series.label}") as step:
             patches = series.patches()
             for patch in patches:
                 findings += check_text(candidate, patch)
                 step.status = f"checkpatch {patch.name}"
                 if not series.tree.endswith("bochs"):
-                    findings += _checkpatch(base, series.name, patch)
+                    findings += _checkpatch(base, series.label, patch)
             step.status = "applies it alone"
-            commits = work.apply(series.name, patches, findings)
+            commits = work.apply(series.label, patches, findings)
             if base.build is None:
                 text = "not built: no build of this tree was set up"
-                findings.append(Finding(series.name, "", "build", "note", text))
+                findings.append(Finding(series.label, "", "build", "note", text))
             else:
                 for patch, before, after in zip(patches, commits, commits[1:], strict=False):
                     step.status = f"builds {patch.name}"
-                    findings += work.build_patch(base.build, series.name, patch, before, after)
+                    findings += work.build_patch(base.build, series.label, patch, before, after)
     findings += _validate_stack(candidates, base, work, quick)
     return _once(findings)
 
@@ -711,7 +711,7 @@ def _validate_stack(
                 trees.apply_patches(work.git, series.patches(), "the series before it")
             except trees.DoesNotApply as error:
                 text = f"does not apply on the series before it: {_said(error.output)}"
-                findings.append(Finding(series.name, error.patch.name, "stacked", "error", text))
+                findings.append(Finding(series.label, error.patch.name, "stacked", "error", text))
                 return findings
         if quick or base.build is None:
             return findings
@@ -887,9 +887,8 @@ def _once(findings: Iterable[Finding]) -> list[Finding]:
 def render_findings(findings: Sequence[Finding], candidates: Sequence[Candidate]) -> str:
     """The findings as text for a terminal or a mail: by series, errors first."""
     lines: list[str] = []
-    names = [one.series.name for one in candidates]
-    counts = {one.series.name: len(one.series.patches()) for one in candidates}
-    places = {one.series.name: one.series.tree for one in candidates}
+    names = [one.series.label for one in candidates]
+    counts = {one.series.label: len(one.series.patches()) for one in candidates}
     names += [one.series for one in findings if one.series not in names]
     for name in dict.fromkeys(names):
         mine = [one for one in findings if one.series == name]
@@ -897,7 +896,7 @@ def render_findings(findings: Sequence[Finding], candidates: Sequence[Candidate]
         notes = [one for one in mine if one.severity == "note"]
         about = ""
         if name in counts:
-            about = f" ({places[name]}, {_count(counts[name], 'patch', 'patches')})"
+            about = f" ({_count(counts[name], 'patch', 'patches')})"
         verdict = _count(len(errors), "error", "errors") if errors else "ok"
         lines.append(f"{name}{about}: {verdict}")
         lines += [f"  error {_where(one)}{one.rule}: {one.text}" for one in errors]

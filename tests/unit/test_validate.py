@@ -397,22 +397,22 @@ def test_good_series_pass_and_every_patch_is_built(world: World) -> None:
 def test_new_warnings_and_errors_are_found_in_the_patch_that_brings_them(world: World) -> None:
     world.write({"one": [("a.c", "int x;"), ("b.c", "WARN new"), ("a.c", "FAIL new")]})
     assert world.validate() == [
-        ("one", "0002", "build", "b.c:2: new warning: WARN new"),
-        ("one", "0003", "build", "a.c:4: error: FAIL new"),
+        ("linux/one", "0002", "build", "b.c:2: new warning: WARN new"),
+        ("linux/one", "0003", "build", "a.c:4: error: FAIL new"),
     ]
 
 
 def test_checkpatch_s_remark_fails(world: World) -> None:
     world.write({"one": [("a.c", "int x;"), ("b.c", "int UGLY;")]})
     ((series, patch, rule, text),) = world.validate()
-    assert (series, patch, rule) == ("one", "0002", "checkpatch")
+    assert (series, patch, rule) == ("linux/one", "0002", "checkpatch")
     assert "WARNING UGLY do not" in text
 
 
 def test_series_that_only_apply_alone_are_found(world: World) -> None:
     world.write({"one": [("b.c", "int x;")], "two": [("b.c", "int y;")]})
     ((series, patch, rule, text),) = world.validate()
-    assert (series, patch, rule) == ("two", "0001", "stacked")
+    assert (series, patch, rule) == ("linux/two", "0001", "stacked")
     assert "b.c" in text
 
 
@@ -421,7 +421,7 @@ def test_a_patch_that_does_not_apply_to_the_base_is_found(world: World) -> None:
     _, second, _ = sorted((world.patches / "linux/one").glob("*.patch"))
     second.write_text(second.read_text().replace(" int b;", " int c;"))
     ((series, patch, rule, text),) = world.validate()
-    assert (series, patch, rule) == ("one", "0002", "applies")
+    assert (series, patch, rule) == ("linux/one", "0002", "applies")
     assert "does not apply to linux 7.3.4: patch failed: b.c:1" in text
     # What comes before it is built all the same.
     assert world.build.asked == [("a.c",)] * 2
@@ -481,9 +481,9 @@ def test_a_folder_without_an_entry_and_an_empty_cover_letter_are_found(world: Wo
     _, found = validate.find_candidates(world.patches)
     assert {(one.series, one.rule) for one in found} == {
         ("stray", "series.yaml"),
-        ("one", "cover"),
-        ("two", "patches"),
-        ("two", "cover"),
+        ("linux/one", "cover"),
+        ("linux/two", "patches"),
+        ("linux/two", "cover"),
     }
 
 
@@ -520,13 +520,13 @@ def test_bad_folders_get_a_hint(world: World) -> None:
 def test_the_summary_puts_errors_first_and_gathers_notes(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"000{number}-x.patch").write_text(PATCH)
-    name = tmp_path.name
+    name = f"linux/{tmp_path.name}"
     candidates = [Candidate(make_series(tmp_path))]
     notes = [Finding(name, f"000{number}-x.patch", "sign-off", "note", "none") for number in (1, 2)]
     error = Finding(name, "0002-x.patch", "build", "error", "a.c:1: new warning: w")
     text = validate.render_findings([*notes, error], candidates)
     assert text.splitlines() == [
-        f"{name} (linux, 2 patches): 1 error",
+        f"{name} (2 patches): 1 error",
         "  error 0002-x.patch: build: a.c:1: new warning: w",
         "  note  all patches: sign-off: none",
         "",
@@ -534,7 +534,7 @@ def test_the_summary_puts_errors_first_and_gathers_notes(tmp_path: Path) -> None
     ]
     assert validate.exit_status([*notes, error]) is Exit.FAILED
     assert validate.exit_status(notes) is Exit.OK
-    assert f"{name} (linux, 2 patches): ok" in validate.render_findings(notes, candidates)
+    assert f"{name} (2 patches): ok" in validate.render_findings(notes, candidates)
 
 
 TRACE_PATCH = """\

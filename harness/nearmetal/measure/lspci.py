@@ -9,18 +9,35 @@ them through the memory-mapped window (ECAM).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from ..errors import MeasurementError
 from ..model import Measurement
 from ..tracing import CONFIG_ADDRESS, CONFIG_DATA, Exits
 from .bench import Bench
+from .registers import CONFIG_SIZE, cacheable, latch, parse_dump
 
-NAMES = ("lspci.pass_us", "lspci.dword_ns", "lspci.exits", "lspci.userspace_exits")
+NAMES = (
+    "lspci.pass_us",
+    "lspci.dword_ns",
+    "lspci.exits",
+    "lspci.userspace_exits",
+    "lspci.userspace_exits_cacheable",
+    "lspci.uncacheable_dwords",
+    "lspci.byte_mismatches",
+    "lspci.bytes_compared",
+)
+"""The last two only where QEMU can switch KVM's config cache off and on in a running guest."""
 
 PASSES = 3
+COMPARISONS = 3
 DWORD_READS = 500
 DWORD_PROOF = 50
 _DEADLINE_S = 300.0
+
+HOST_BRIDGE = "/machine/q35"
+CACHE_ACTIVE = "config-cache-active"
+"""Where QEMU's series pci-config-cache puts its switch (docs/system/i386/pci-config-cache.rst)."""
 
 
 def config_exits(exits: Exits) -> int:
@@ -55,29 +72,86 @@ def measure(bench: Bench) -> list[Measurement]:
     )
     window = ecam_window(shell.read("/proc/iomem"))
     return [
-        *_passes_cf8(bench),
+        *_passes_cf8(bench, _dump(bench)),
+        *_compared(bench),
         *_passes_ecam(bench, window),
         *_dwords(bench, functions(listing), window),
     ]
 
 
-def _passes_cf8(bench: Bench) -> list[Measurement]:
-    totals, users = [], []
+def _dump(bench: Bench) -> dict[str, bytes]:
+    """The first 256 bytes of every function, as the guest reads them through the ports."""
+    text = bench.guest.shell.run("lspci -D -xxx", deadline_s=_DEADLINE_S).stdout
+    found = parse_dump(text)
+    short = [address for address, data in found.items() if len(data) != CONFIG_SIZE]
+    if short or not found:
+        raise MeasurementError(
+            f"'lspci -D -xxx' shows no 256 bytes of {short[0] if short else 'any function'}",
+            detail=text[-1000:],
+        )
+    return found
+
+
+def cacheable_exits(exits: Exits, dump: Mapping[str, bytes]) -> int:
+    """Exits to userspace for registers that the specification lets a cache keep."""
+    return sum(
+        exits.config_user.get(latch(address, offset), 0)
+        for address, data in dump.items()
+        for offset in cacheable(data)
+    )
+
+
+def _compared(bench: Bench) -> list[Measurement]:
+    """Every byte of every function, served by KVM's cache and, switched off, by QEMU."""
+    guest = bench.guest
+    if not guest.has_property(HOST_BRIDGE, CACHE_ACTIVE):
+        return []
+    mismatches, compared = [], []
+    for _ in range(COMPARISONS):
+        cached = _dump(bench)
+        guest.qmp("qom-set", path=HOST_BRIDGE, property=CACHE_ACTIVE, value=False)
+        try:
+            plain = _dump(bench)
+        finally:
+            guest.qmp("qom-set", path=HOST_BRIDGE, property=CACHE_ACTIVE, value=True)
+        if cached.keys() != plain.keys():
+            raise MeasurementError("lspci shows other functions without the cache")
+        differ = [
+            f"{address}+{offset:#x}: {cached[address][offset]:#x}, uncached {byte:#x}"
+            for address, data in plain.items()
+            for offset, byte in enumerate(data)
+            if cached[address][offset] != byte
+        ]
+        if differ:
+            (bench.logs / f"{bench.variant}-mismatches.txt").write_text("\n".join(differ) + "\n")
+        mismatches.append(len(differ))
+        compared.append(sum(len(data) for data in plain.values()))
+    return [
+        bench.row("lspci.byte_mismatches", mismatches, path="cf8"),
+        bench.row("lspci.bytes_compared", compared, path="cf8"),
+    ]
+
+
+def _passes_cf8(bench: Bench, dump: Mapping[str, bytes]) -> list[Measurement]:
+    totals, users, kept = [], [], []
     first = _timed_pass(bench, "lspci -xxx")
     for number in range(PASSES + 1):
         exits = _counted_pass(bench, "lspci -xxx", number)
         totals.append(config_exits(exits))
         users.append(config_exits_userspace(exits))
+        kept.append(cacheable_exits(exits, dump))
     times = [first, *(_timed_pass(bench, "lspci -xxx") for _ in range(PASSES))]
     rows = []
     for name, values in (
         ("lspci.pass_us", times),
         ("lspci.exits", totals),
         ("lspci.userspace_exits", users),
+        ("lspci.userspace_exits_cacheable", kept),
     ):
         rows.append(bench.row(name, values[:1], path="cf8", **{"pass": "first"}))
         rows.append(bench.row(name, values[1:], path="cf8", **{"pass": "second"}))
-    return rows
+    dwords = sum(CONFIG_SIZE // 4 - len(cacheable(data)) for data in dump.values())
+    return [*rows, bench.row("lspci.uncacheable_dwords", [dwords], path="cf8")]
 
 
 def _passes_ecam(bench: Bench, window: tuple[int, int]) -> list[Measurement]:
