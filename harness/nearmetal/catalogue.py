@@ -50,7 +50,7 @@ _ENTRIES = (
         "lspci.byte_mismatches",
         "bytes",
         "lspci",
-        "config bytes that differ from what QEMU says with the cache switched off",
+        "config bytes that differ between two passes, the second with the cache switched off",
     ),
     Entry("lspci.bytes_compared", "bytes", "lspci", "config bytes that were compared", "equal"),
     Entry(

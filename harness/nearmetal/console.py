@@ -72,6 +72,19 @@ class Console:
                 hint=f"the whole console is {self.path}",
             )
 
+    def broken(self) -> None:
+        """Raise MeasurementError when the kernel died: an oops or a panic, not a WARN.
+
+        Unlike ``check`` it may be called while something runs, and takes nothing from it.
+        """
+        fatal = [splat for splat in find_splats(self.text()) if "WARNING" not in splat.line]
+        if fatal:
+            raise MeasurementError(
+                f"{self.name}: the kernel says: {fatal[0].line}",
+                detail="\n".join(fatal[0].context),
+                hint=f"the whole console is {self.path}",
+            )
+
     def count(self, pattern: str, start: int = 0) -> int:
         """How often a regular expression occurs from a position on."""
         return len(re.findall(pattern, self.text()[start:]))

@@ -183,6 +183,10 @@ class Guest:
         """Whether an object of QEMU's has a property (QMP command qom-list)."""
         return any(one["name"] == name for one in self.qmp("qom-list", path=path))
 
+    def has_child(self, path: str, name: str) -> bool:
+        """Whether an object of QEMU's has a child: for a device, whether it is still there."""
+        return self.has_property(path, name)
+
     def check(self) -> None:
         """Raise MeasurementError when the guest's or the host's kernel broke."""
         self.console.check()
@@ -237,6 +241,12 @@ def running_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> I
             said = proc_tail(errors)
             raise MeasurementError(f"{console.name}: QEMU ended by itself", detail=said)
 
+    def watching() -> None:
+        console.broken()
+        alive()
+        if shell.watch is not None:
+            shell.watch()
+
     try:
         with ui.step(f"booting the guest ({label})"):
             qmp = _Qmp(vm.channel, console.name, errors)
@@ -244,6 +254,7 @@ def running_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> I
             console.wait_for(UP, deadline_s=BOOT_DEADLINE_S, alive=alive)
             address = Address("127.0.0.1", port, "root", parts.keys.login, parts.keys.host_public)
             guest.shell = connect(console.name, address, deadline_s=90, through=shell, alive=alive)
+            guest.shell.watch, guest.shell.console = watching, console
         yield guest
         guest.check()
     finally:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import paramiko
 
+from .console import Console
 from .errors import EnvironmentBroken, MeasurementError, UsageError
 
 _POLL_S = 0.01
+_WATCH_S = 2.0
 
 # what goes wrong is told by our own errors; paramiko's threads would print tracebacks
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
@@ -68,12 +70,21 @@ class Running:
 
 
 class Shell:
-    """A logged-in connection. Every wait has a deadline; errors name the machine."""
+    """A logged-in connection. Every wait has a deadline; errors name the machine.
+
+    ``watch`` is called every other second while a command runs, and raises when the machine
+    died: then nobody waits for the deadline. ``console`` is where its last lines come from.
+    """
 
     def __init__(self, name: str, client: paramiko.SSHClient, address: Address) -> None:
         self.name = name
         self.address = address
+        self.watch: Callable[[], None] | None = None
+        self.console: Console | None = None
         self._client = client
+
+    def _console_tail(self) -> str:
+        return f"the console's last lines:\n{self.console.tail()}" if self.console else ""
 
     @property
     def transport(self) -> paramiko.Transport:
@@ -98,6 +109,7 @@ class Shell:
         channel.shutdown_write()
         out, err = bytearray(), bytearray()
         end = time.monotonic() + deadline_s
+        look = time.monotonic() + _WATCH_S
         while True:
             moved = False
             while channel.recv_ready():
@@ -111,11 +123,19 @@ class Shell:
             finished = ended or channel.closed
             if finished and not channel.recv_ready() and not channel.recv_stderr_ready():
                 break
+            if self.watch is not None and time.monotonic() > look:
+                try:
+                    self.watch()
+                except MeasurementError:
+                    channel.close()
+                    raise
+                look = time.monotonic() + _WATCH_S
             if time.monotonic() > end:
                 channel.close()
+                said = (out + err).decode(errors="replace")[-2000:]
                 raise MeasurementError(
                     f"{self.name}: '{_short(command)}' did not end within {deadline_s:.0f} s",
-                    detail=(out + err).decode(errors="replace")[-2000:],
+                    detail="\n".join(part for part in (said, self._console_tail()) if part),
                 )
             if not moved:
                 time.sleep(_POLL_S)
@@ -123,7 +143,12 @@ class Shell:
         channel.close()
         result = Result(command, status, out.decode(errors="replace"), err.decode(errors="replace"))
         if status == -1:
-            raise MeasurementError(f"{self.name}: the connection broke in '{_short(command)}'")
+            if self.watch is not None:
+                self.watch()
+            raise MeasurementError(
+                f"{self.name}: the connection broke in '{_short(command)}'",
+                detail=self._console_tail(),
+            )
         if check and status != 0:
             raise MeasurementError(
                 f"{self.name}: '{_short(command)}' ended with status {status}",

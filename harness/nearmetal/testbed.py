@@ -101,6 +101,11 @@ class Testbed:
                 f"the emulated host ended by itself (status {status})", detail=self.console.tail()
             )
 
+    def watch(self) -> None:
+        """Raise MeasurementError when the emulator has ended or the host's kernel died."""
+        self.console.broken()
+        self.alive()
+
     @property
     def address(self) -> Address:
         """Where the host's sshd is reached."""
@@ -161,6 +166,7 @@ def wait_up(testbed: Testbed) -> Host:
         )
     except EnvironmentBroken as error:
         raise BootFailed(error.message, detail=testbed.console.tail(), hint=error.hint) from None
+    host.shell.watch, host.shell.console = testbed.watch, testbed.console
     host.p2p = find_p2p(host)
     return host
 

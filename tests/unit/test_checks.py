@@ -419,6 +419,15 @@ def healthy() -> list[Measurement]:
                 row(4e5, 4.1e5, name="lspci.pass_us", path=path, pass_=number),
             ]
         rows.append(row(1e6, 1.1e6, name="lspci.dword_ns", path=path))
+    for number in ("first", "second"):
+        name = "lspci.userspace_exits_cacheable"
+        rows.append(row(500, 500, name=name, path="cf8", pass_=number))
+    for name, value in (
+        ("lspci.uncacheable_dwords", 134),
+        ("lspci.byte_mismatches", 0),
+        ("lspci.bytes_compared", 1536),
+    ):
+        rows.append(row(value, value, name=name, path="cf8"))
     agent = {
         "vmexit.agent.exits_per_sample": 812.5,
         "vmexit.agent.userspace_exits_per_sample": 768,
@@ -463,7 +472,9 @@ def test_a_healthy_run_passes_all_default_checks(defaults: tuple[Check, ...]) ->
     assert not bad, bad
     # only what is about a variant that this run does not have is left out
     skipped = {result.name for result in results if result.status == "skip"}
-    assert skipped == {check.name for check in defaults if check.name.startswith("off.")}
+    assert skipped == {
+        check.name for check in defaults if check.name.startswith(("off.", "pci-config-cache."))
+    }
 
 
 def patched() -> tuple[list[Measurement], Plan]:
@@ -476,7 +487,69 @@ def patched() -> tuple[list[Measurement], Plan]:
 def test_off_that_equals_vanilla_passes(defaults: tuple[Check, ...]) -> None:
     rows, plan = patched()
     results = judge(defaults, rows, (), (), plan)
-    assert {result.status for result in results} == {"pass"}, results
+    bad = [result for result in results if result.status not in ("pass", "skip")]
+    assert not bad, bad
+    assert not [one for one in results if one.status == "skip" and one.name.startswith("off.")]
+
+
+def cached() -> tuple[list[Measurement], Plan]:
+    """A healthy run with pci-config-cache on: what may be kept is, and nothing else."""
+    rows = healthy()
+    changed = {
+        ("lspci.userspace_exits", "cf8"): 134,
+        ("lspci.userspace_exits_cacheable", "cf8"): 0,
+        ("vmexit.agent.userspace_exits_per_sample", None): 19,
+    }
+    on = []
+    for one in rows:
+        value = changed.get((one.name, one.context.get("path")))
+        values = one.values if value is None else tuple(float(value) for _ in one.values)
+        on.append(dataclasses.replace(one, variant="on", series="pci-config-cache", values=values))
+    plan = dataclasses.replace(
+        PLAN,
+        variants=("vanilla", "on"),
+        series=("pci-config-cache",),
+        names=dict.fromkeys(("vanilla", "on"), PLAN.names["vanilla"]),
+    )
+    return [*rows, *on], plan
+
+
+def test_a_cache_that_keeps_what_it_may_passes(defaults: tuple[Check, ...]) -> None:
+    rows, plan = cached()
+    results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
+    assert set(results.values()) == {"pass", "skip"}, results
+    mine = {name: status for name, status in results.items() if "config-cache" in name}
+    assert len(mine) == 5
+    assert set(mine.values()) == {"pass"}
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "value"),
+    [
+        ("cacheable-reads-stay-in-kernel", "lspci.userspace_exits_cacheable", 1),
+        ("other-reads-miss-exactly", "lspci.userspace_exits", 133),
+        ("other-reads-miss-exactly", "lspci.userspace_exits", 135),
+        ("bytes-equal-uncached", "lspci.byte_mismatches", 1),
+        ("bytes-equal-uncached", "lspci.bytes_compared", 0),
+        (
+            "agent-saves-userspace-exits",
+            "vmexit.agent.userspace_exits_per_sample",
+            768,
+        ),
+    ],
+)
+def test_a_cache_that_is_wrong_by_one_fails(
+    defaults: tuple[Check, ...], check: str, name: str, value: float
+) -> None:
+    rows, plan = cached()
+    spoiled = [
+        dataclasses.replace(one, values=tuple(float(value) for _ in one.values))
+        if one.variant == "on" and one.name == name and one.context.get("path") != "ecam"
+        else one
+        for one in rows
+    ]
+    results = {result.name: result.status for result in judge(defaults, spoiled, (), (), plan)}
+    assert results[f"pci-config-cache.{check}"] == "fail"
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,12 @@ def test_the_repository_s_own_file_is_good() -> None:
         ('base: "10.0"', "base: 10.0", "machine: base: '10.0' is not a base", "quotes"),
         ("    order: 2\n", "", "second: the key 'order' is missing", "add it"),
         ("order: 2", "order: 1", "have the same order 1", "own place"),
-        ("name: second", "name: first", "two series of the tree linux are named 'first'", "another name"),
+        (
+            "name: second",
+            "name: first",
+            "two series of the tree linux are named 'first'",
+            "another name",
+        ),
         ("vfio-pci.x-cache", "x-cache", "first: enable: qemu: neither", "device.property"),
         ("order: 2", "order: 2\n    order: 3", "the key 'order' is there twice", ""),
         ("series:", "series: [", "series.yaml:", ""),

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Each mutant must be caught by the proof of what it takes out; a nightly job shows that it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nearmetal import run, series, settings, variants
+from nearmetal.cache import Cache
+from nearmetal.guest import Guest, running_guest
+from nearmetal.host import Host
+from nearmetal.measure import bench, lspci
+from nearmetal.settings import Settings
+from nearmetal.tracing import counting
+
+REPO = settings.repository()
+sys.path.insert(0, str(REPO / "tests" / "testbed"))
+
+import test_pci_config_cache_guest as proofs  # noqa: E402
+
+pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
+
+FOLDER = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def conf(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(
+        repo=REPO,
+        cache_dir=settings.default_cache_dir().absolute(),
+        results_dir=tmp_path_factory.mktemp("results"),
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(conf: Settings) -> Cache:
+    return Cache(conf.cache_dir).open()
+
+
+@pytest.fixture(scope="module")
+def on(conf: Settings) -> variants.Config:
+    plan = variants.configs(series.load_series(conf.repo / "patches"), ("on",))
+    return next(one for one in plan if one.series == "pci-config-cache")
+
+
+@contextmanager
+def machine(
+    conf: Settings, cache: Cache, config: variants.Config, logs: Path
+) -> Iterator[tuple[Host, Guest]]:
+    made = run.build_all(conf, cache, [config], with_testbed=True)
+    with cache.lock("testbed"), run.host_for(conf, cache, made, config, None, logs) as host:
+        host.load_kvm(config.modules)
+        assigned = [host.p2p["peer"], host.p2p["disk"]]
+        parts = run.guest_parts(conf, cache, made, config, host, assigned)
+        parts = dataclasses.replace(parts, extra=(*parts.extra, *proofs.PORT))
+        with host.vfio(assigned), running_guest(host, parts, logs=logs, label="mutant") as guest:
+            guest.shell.run(proofs.UNBIND_NVME)
+            yield host, guest
+
+
+def misses_are_exact(host: Host, guest: Guest, logs: Path) -> None:
+    """As the checks pci-config-cache.cacheable-… and other-reads-miss-exactly hold it."""
+    with counting(host.shell) as tracer:
+        place = bench.Bench(host, guest, tracer, "on", logs, "pci-config-cache")
+        rows = {(row.name, row.context.get("pass")): row for row in lspci.passes_cf8(place)}
+    (wanted,) = rows["lspci.uncacheable_dwords", None].values
+    assert set(rows["lspci.userspace_exits", "second"].values) == {wanted}
+    assert set(rows["lspci.userspace_exits_cacheable", "second"].values) == {0.0}
+
+
+def test_without_a_mutant_the_proofs_hold(
+    conf: Settings, cache: Cache, on: variants.Config, tmp_path: Path
+) -> None:
+    """Else their failing with a mutant would say nothing."""
+    with machine(conf, cache, on, tmp_path) as (host, guest):
+        misses_are_exact(host, guest, tmp_path)
+        proofs.test_plugged_functions_appear_and_unplugged_ones_go(guest)
+        proofs.test_random_program_sees_no_stale_register(guest)
+
+
+Proof = Callable[[Host, Guest, Path], None]
+MUTANTS: dict[str, Proof] = {
+    "qemu-command-is-stable": misses_are_exact,
+    "qemu-write-forgets-nothing": lambda host, guest, logs: (
+        proofs.test_random_program_sees_no_stale_register(guest)
+    ),
+    "qemu-hotplug-forgets-nothing": lambda host, guest, logs: (
+        proofs.test_plugged_functions_appear_and_unplugged_ones_go(guest)
+    ),
+}
+
+
+def test_every_mutant_is_listed() -> None:
+    assert {path.stem for path in FOLDER.glob("*.patch")} == set(MUTANTS)
+
+
+@pytest.mark.parametrize("name", sorted(MUTANTS))
+def test_mutant_is_caught(
+    conf: Settings, cache: Cache, on: variants.Config, tmp_path: Path, name: str
+) -> None:
+    patch = FOLDER / f"{name}.patch"
+    if name.startswith("qemu-"):
+        config = dataclasses.replace(on, qemu_patches=(*on.qemu_patches, patch))
+    else:
+        config = dataclasses.replace(on, linux_patches=(*on.linux_patches, patch))
+    with (
+        machine(conf, cache, config, tmp_path) as (host, guest),
+        pytest.raises(AssertionError) as caught,
+    ):
+        MUTANTS[name](host, guest, tmp_path)
+    print(f"{name}: {caught.value}")
