@@ -151,8 +151,10 @@ def host_for(
     server: inventory.Server | None,
     logs: Path,
     found: _Found | None = None,
+    *,
+    cpus: int = 2,
 ) -> Iterator[Host]:
-    """The host that a variant runs on: the emulated one, booted now, or a server."""
+    """The host that a variant runs on: the emulated one with ``cpus``, booted now, or a server."""
     if server is not None:
         with cache.lock(f"host-{server.name}"):
             host = reach(server.name, server.address)
@@ -172,6 +174,7 @@ def host_for(
         image=built.image,
         keys=builds.keys(cache),
         store=cache.root / "store",
+        cpus=cpus,
     )
     scratch = cache.root / "tmp" / f"testbed-{os.getpid()}"
     with testbed.running_host(parts, logs=logs, scratch=scratch) as (host, machine, retries):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.testbed
 
 SELFTESTS = ("x86/pci_config_cache_test", "x86/userspace_io_test", "coalesced_io_test")
 SEED = 1
+SELFTEST_DEADLINE_S = 400.0
+"""28 s on a quiet machine of 2 cores, 80 s on one with a load of 8."""
 
 
 @pytest.fixture(scope="module")
@@ -24,29 +27,58 @@ def off(conf: Settings) -> variants.Config:
     return variants.configs(series.load_series(conf.repo / "patches"), ("off",))[0]
 
 
-@pytest.fixture(scope="module")
+@contextmanager
 def patched(
-    conf: Settings, cache: Cache, off: variants.Config, tmp_path_factory: pytest.TempPathFactory
+    conf: Settings, cache: Cache, off: variants.Config, logs: Path, cpus: int
 ) -> Iterator[Host]:
     """An emulated host with every product patch in its kernel."""
     made = run.build_all(conf, cache, [off], with_testbed=True)
-    logs: Path = tmp_path_factory.mktemp("logs")
-    with cache.lock("testbed"), run.host_for(conf, cache, made, off, None, logs) as machine:
+    with (
+        cache.lock("testbed"),
+        run.host_for(conf, cache, made, off, None, logs, cpus=cpus) as machine,
+    ):
         machine.load_kvm()
         yield machine
 
 
-@pytest.mark.parametrize("program", SELFTESTS)
-def test_selftest_passes(
-    conf: Settings, cache: Cache, off: variants.Config, patched: Host, program: str
+def selftest(
+    conf: Settings, cache: Cache, off: variants.Config, machine: Host, program: str
 ) -> None:
     linux = sources.obtain(conf, cache, "linux")
     folder = builds.kvm_selftests(conf, cache, linux, SELFTESTS, patches=off.linux_patches)
     name = Path(program).name
     words = f" -s {SEED}" if "pci_config" in name else ""
-    patched.forget_log()
-    done = patched.shell.run(patched.place(folder / name) + words, deadline_s=600, check=False)
+    machine.forget_log()
+    done = machine.shell.run(
+        machine.place(folder / name) + words, deadline_s=SELFTEST_DEADLINE_S, check=False
+    )
     print(done.stdout, done.stderr)
     # 4 is KSFT_SKIP: a skip would prove nothing here
     assert done.status == 0, (done.stdout + done.stderr)[-3000:]
-    patched.check()
+    machine.check()
+
+
+@pytest.fixture(scope="module")
+def one_cpu(
+    conf: Settings, cache: Cache, off: variants.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
+    with patched(conf, cache, off, tmp_path_factory.mktemp("logs"), 1) as machine:
+        yield machine
+
+
+@pytest.mark.parametrize("program", SELFTESTS)
+def test_selftest_passes(
+    conf: Settings, cache: Cache, off: variants.Config, one_cpu: Host, program: str
+) -> None:
+    """On one CPU: with two, the emulated host itself breaks now and then (docs/testbed.md)."""
+    selftest(conf, cache, off, one_cpu, program)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("program", SELFTESTS)
+def test_selftest_passes_on_two_cpus(
+    conf: Settings, cache: Cache, off: variants.Config, tmp_path: Path, program: str
+) -> None:
+    """A failure here has to be looked at: the emulator's, or ours?"""
+    with patched(conf, cache, off, tmp_path, 2) as machine:
+        selftest(conf, cache, off, machine, program)
