@@ -8,7 +8,12 @@ import pytest
 from nearmetal.errors import MeasurementError
 from nearmetal.measure.lspci import config_exits, config_exits_userspace
 from nearmetal.measure.vmexit import is_pmu_msr, pmu_exits
-from nearmetal.tracing import KVM_EXIT_IO, parse_exits, parse_hists
+from nearmetal.tracing import (
+    KVM_EXIT_IO,
+    KVM_EXIT_X86_PCI_CONFIG,
+    parse_exits,
+    parse_hists,
+)
 
 DATA = Path(__file__).parent / "data" / "trace"
 ECAM = (0xB0000000, 0xC0000000)
@@ -20,16 +25,16 @@ def recorded(name: str) -> str:
 
 def test_agent_exits_are_those_of_thirteen_functions() -> None:
     exits = parse_exits(recorded("agent.hist"))
-    # 100 samples of 13 functions, 16 dwords each, an address and a data access a dword
-    assert exits.ports(0xCF8, 0xCFF) == 100 * 13 * 16 * 2
-    assert exits.ports_userspace(0xCF8, 0xCFF) == 100 * 13 * 16 * 2
-    assert exits.userspace == {KVM_EXIT_IO: 41600}
+    # 40 samples of 13 functions, 16 dwords each, an address and a data access a dword
+    assert exits.ports(0xCF8, 0xCFF) == 40 * 13 * 16 * 2
+    assert exits.ports_userspace(0xCF8, 0xCFF) == 40 * 13 * 16 * 2
+    assert exits.userspace == {KVM_EXIT_IO: 16640}
 
 
 def test_marks_are_not_counted() -> None:
     exits = parse_exits(recorded("agent.hist"))
-    # the end mark's port access is the one exit too many in the recorded 41601
-    assert exits.reasons["123"] == 41600
+    # the end mark's port access is the one exit too many in the recorded 16641
+    assert exits.reasons["123"] == 16640
     assert not [port for port, _ in exits.pio if port == 0x5F1]
 
 
@@ -38,6 +43,24 @@ def test_lspci_xxx_takes_two_exits_a_dword() -> None:
     assert config_exits(exits) == 13 * 64 * 2
     assert config_exits_userspace(exits) == 13 * 64 * 2
     assert exits.mmio_reads(*ECAM) == 0
+
+
+def test_exits_are_told_apart_by_register() -> None:
+    vanilla = parse_exits(recorded("lspci-xxx.hist")).config_user
+    assert len(vanilla) == 13 * 64
+    assert set(vanilla.values()) == {2}
+    assert vanilla[0x80000000] == 2
+
+
+def test_cached_registers_take_no_exit_and_others_one() -> None:
+    """In a guest of 14 functions, pci-config-cache on, second pass."""
+    exits = parse_exits(recorded("lspci-xxx-cached.hist"))
+    assert config_exits(exits) == 14 * 64 * 2
+    assert config_exits_userspace(exits) == 604
+    assert exits.userspace[KVM_EXIT_X86_PCI_CONFIG] == 604
+    assert set(exits.config_user.values()) == {1}
+    assert 0x80000000 not in exits.config_user
+    assert 0x80000004 in exits.config_user
 
 
 def test_lspci_xxxx_reads_the_rest_by_ecam() -> None:
@@ -74,6 +97,7 @@ def test_pmu_exits_count_rdpmc_and_pmu_msrs_only() -> None:
         exits.userspace,
         exits.pio,
         exits.pio_user,
+        exits.config_user,
         exits.mmio,
         {(0xC0010200, "write"): 3, (0x6E0, "write"): 1000},
     )
