@@ -96,7 +96,7 @@ def build_all(
     records: list[Build] = []
     kernels: dict[tuple[Path, ...], Kernel] = {}
     qemus: dict[tuple[Path, ...], Qemu] = {}
-    every = series.load_series(settings.repo / "patches")
+    every = [one for one in series.load_series(settings.repo / "patches") if not one.draft]
     testbed_patches = tuple(
         path for one in every if one.tree == "testbed-qemu" for path in one.patches()
     )

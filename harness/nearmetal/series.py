@@ -45,6 +45,7 @@ SCHEMA: Mapping[str, Any] = {
                     "base": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+$"},
                     "purpose": {"type": "string", "minLength": 1},
                     "checks": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+                    "draft": {"type": "boolean"},
                     "enable": {
                         "type": "object",
                         "additionalProperties": False,
@@ -111,6 +112,8 @@ class Series:
     checks: tuple[str, ...]
     enable: Enable
     folder: Path
+    draft: bool = False
+    """Kept as commits and validated, but not yet built into anything that is run."""
 
     @property
     def label(self) -> str:
@@ -309,6 +312,7 @@ def _series(entry: Mapping[str, Any], patches: Path) -> Series:
             guest_kernel=enable.get("guest_kernel", "vanilla"),
         ),
         folder=series_folder(patches, entry["tree"], entry["name"]),
+        draft=entry.get("draft", False),
     )
 
 

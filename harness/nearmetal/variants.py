@@ -37,7 +37,7 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
     A series that has nothing to switch on yet has no ``on``.
     Raises UsageError where a patched variant is asked for and there is no product series.
     """
-    product = [one for one in series if one.is_product]
+    product = [one for one in series if one.is_product and not one.draft]
     if not product and (patched := [variant for variant in wanted if variant != "vanilla"]):
         raise UsageError(
             f"there is no product series yet, so no variant '{patched[0]}'",
@@ -81,7 +81,7 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
 
 def available(series: Sequence[Series]) -> tuple[Variant, ...]:
     """The variants that the series at hand make possible."""
-    product = [one for one in series if one.is_product]
+    product = [one for one in series if one.is_product and not one.draft]
     if not product:
         return ("vanilla",)
     return VARIANTS if _has_switch(product) else ("vanilla", "off")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Variants: what is in each, from the series at hand."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,11 @@ def test_series_without_a_switch_has_no_on(every: list[Series], tmp_path: Path) 
     with_others = configs([*every, plain[-1]], ("on",))
     assert [one.series for one in with_others] == ["cache", "p2p"]
     assert "later" in with_others[0].applied
+
+
+def test_draft_is_in_no_variant(every: list[Series]) -> None:
+    drafts = [dataclasses.replace(one, draft=one.name == "p2p") for one in every]
+    for config in configs(drafts, ("off", "on")):
+        assert len(config.linux_patches) == 1
+        assert "p2p" not in config.applied
+    assert available([dataclasses.replace(one, draft=True) for one in every]) == ("vanilla",)
