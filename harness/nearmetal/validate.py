@@ -606,7 +606,8 @@ def _layout(
 ) -> tuple[tuple[Candidate, ...], tuple[Finding, ...]]:
     series = load_series(directory)
     if only is not None:
-        series = (find_series(series, only),)
+        find_series(series, only)
+        series = tuple(one for one in series if one.name == only)
     if tree is not None:
         series = of_tree(series, tree)
     findings: list[Finding] = []
