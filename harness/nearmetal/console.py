@@ -111,9 +111,9 @@ class Console:
             try:
                 alive()
             except MeasurementError as error:
-                raise MeasurementError(
-                    error.message, detail=self.tail(), hint=f"the console is {self.path}"
-                ) from None
+                error.detail = "\n".join(part for part in (error.detail, self.tail()) if part)
+                error.hint = error.hint or f"the console is {self.path}"
+                raise
             if time.monotonic() > end:
                 raise MeasurementError(
                     f"{self.name}: did not come up within {deadline_s:.0f} s",

@@ -172,6 +172,8 @@ class Guest:
         self.host = host
         self.name = name
         self.console = console
+        self.boot_retries = 0
+        """1 if KVM gave up the first boot."""
         self._qmp = qmp
         self.shell: Shell
 
@@ -200,9 +202,35 @@ def _follow(running: Running, path: Path) -> None:
             log.flush()
 
 
+class GuestBroke(MeasurementError):
+    """KVM gave the guest up (KVM_EXIT_INTERNAL_ERROR): QEMU has stopped it and lives on."""
+
+
 @contextmanager
 def running_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> Iterator[Guest]:
-    """A guest that is up; it is powered off, or killed, when the context ends."""
+    """A guest that is up; it is powered off, or killed, when the context ends.
+
+    On an emulated host a boot that KVM gives up is tried once more: the emulator of SVM is
+    suspected (docs/testbed.md). ``Guest.boot_retries`` says so, and the report.
+    """
+    for attempt in (0, 1):
+        name = label if not attempt else f"{label}-2"
+        with contextlib.ExitStack() as stack:
+            try:
+                guest = stack.enter_context(_powered_guest(host, parts, logs=logs, label=name))
+            except GuestBroke as error:
+                if attempt or host.store is None:
+                    raise
+                ui.warn(f"{error.message}; trying once more")
+                ui.say(error.detail or "")
+                continue
+            guest.boot_retries = attempt
+            yield guest
+        return
+
+
+@contextmanager
+def _powered_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> Iterator[Guest]:
     name = f"nearmetal-{os.urandom(4).hex()}"
     folder = f"{host.work}/vm-{name}"
     shell = host.shell
@@ -240,6 +268,12 @@ def running_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> I
         if vm.ended:
             said = proc_tail(errors)
             raise MeasurementError(f"{console.name}: QEMU ended by itself", detail=said)
+        said = errors.read_text(errors="replace")
+        if "\nKVM internal error" in said:
+            raise GuestBroke(
+                f"{console.name}: KVM gave the guest up",
+                detail=said[said.index("\nKVM internal error") + 1 :][:600],
+            )
 
     def watching() -> None:
         console.broken()

@@ -264,6 +264,7 @@ def measure_variant(
             ) as guest,
             counting(host.shell) as tracer,
         ):
+            found.boot_retries += guest.boot_retries
             place = bench.Bench(
                 host=host,
                 guest=guest,
