@@ -142,6 +142,22 @@ _TRACE_HEADER = re.compile(r"(?:^|/)trace(?:_\w+)?\.h$|^include/trace/")
 _TRACE_LAYOUT = ("OPEN_ENDED_LINE", "PARENTHESIS_ALIGNMENT")
 
 
+IMPORTED_NOTE = (
+    "a headers update: files come and go, and their licences are those that Linux gives them"
+)
+_IMPORTED = re.compile(r"^(?:linux-headers|include/standard-headers)/")
+_IMPORTED_REMARKS = (
+    "added, moved or deleted file(s) imported from Linux",
+    "Saw unacceptable licenses 'GPL-2.0-WITH-Linux-syscall-note'",
+)
+
+
+def only_imported(text: str) -> bool:
+    """Whether a patch for QEMU changes only what scripts/update-linux-headers.sh imports."""
+    files = re.findall(r"^(?:\+\+\+ b|--- a)/(\S+)", text, re.M)
+    return bool(files) and all(_IMPORTED.match(one) for one in files)
+
+
 def file_at(text: str, line: int) -> str:
     """The file that line ``line`` of a patch belongs to, or nothing."""
     heads = [one for one in text.splitlines()[:line] if one.startswith("+++ b/")]
@@ -154,9 +170,11 @@ def judge_checkpatch(
     """Every remark is an error, but for a missing sign-off and the MAINTAINERS hint.
 
     The layout of trace events in trace headers (samples/trace_events/trace-events-sample.h)
-    is told, too: ``text`` is the patch, to find the file of a remark.
+    is told, too: ``text`` is the patch, to find the file of a remark. So is what QEMU's
+    checkpatch always says of a headers update that has nothing else in it.
     """
     found = []
+    imported = only_imported(text)
     for remark in remarks:
         if remark.text.startswith("Missing Signed-off-by"):
             found.append(Finding(series, patch, "sign-off", "note", SIGNOFF_NOTE))
@@ -164,6 +182,8 @@ def judge_checkpatch(
             found.append(Finding(series, patch, "maintainers", "note", MAINTAINERS_NOTE))
         elif remark.type in _TRACE_LAYOUT and _TRACE_HEADER.search(file_at(text, remark.line)):
             found.append(Finding(series, patch, "trace-layout", "note", TRACE_NOTE))
+        elif imported and remark.text.startswith(_IMPORTED_REMARKS):
+            found.append(Finding(series, patch, "imported", "note", IMPORTED_NOTE))
         else:
             words = [f"line {remark.line}:", remark.level, remark.type, remark.text]
             said = " ".join(word for word in words if word)

@@ -556,3 +556,28 @@ def test_layout_of_trace_events_is_told_in_trace_headers_only() -> None:
     assert (code.severity, trace.severity) == ("error", "note")
     other = [validate.Remark(8, "CHECK", "SPACING", "spaces preferred")]
     assert validate.judge_checkpatch("s", "p", other, TRACE_PATCH)[0].severity == "error"
+
+
+IMPORT_PATCH = """\
+diff --git a/linux-headers/linux/kvm.h b/linux-headers/linux/kvm.h
+--- a/linux-headers/linux/kvm.h
++++ b/linux-headers/linux/kvm.h
++#define X 1
+"""
+IMPORT_REMARKS = (
+    Remark(
+        3, "WARNING", "", "added, moved or deleted file(s) imported from Linux, are you using it?"
+    ),
+    Remark(4, "ERROR", "", "Saw unacceptable licenses 'GPL-2.0-WITH-Linux-syscall-note', valid"),
+)
+
+
+def test_headers_update_is_told_and_not_failed() -> None:
+    findings = validate.judge_checkpatch("s", "p", IMPORT_REMARKS, IMPORT_PATCH)
+    assert [(one.rule, one.severity) for one in findings] == [("imported", "note")] * 2
+
+
+def test_headers_update_with_something_else_in_it_fails() -> None:
+    text = IMPORT_PATCH + IMPORT_PATCH.replace("linux-headers/linux/kvm.h", "hw/net/a.c")
+    findings = validate.judge_checkpatch("s", "p", IMPORT_REMARKS, text)
+    assert {one.severity for one in findings} == {"error"}
