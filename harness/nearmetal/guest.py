@@ -214,19 +214,29 @@ def running_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> I
     suspected (docs/testbed.md). ``Guest.boot_retries`` says so, and the report.
     """
     for attempt in (0, 1):
-        name = label if not attempt else f"{label}-2"
         with contextlib.ExitStack() as stack:
             try:
-                guest = stack.enter_context(_powered_guest(host, parts, logs=logs, label=name))
+                guest = stack.enter_context(_powered_guest(host, parts, logs=logs, label=label))
             except GuestBroke as error:
                 if attempt or host.store is None:
                     raise
                 ui.warn(f"{error.message}; trying once more")
                 ui.say(error.detail or "")
+                for path in (_console_log(logs, label), _qemu_log(logs, label)):
+                    with contextlib.suppress(FileNotFoundError):
+                        path.rename(path.with_name(path.name.replace(label, f"{label}-broke", 1)))
                 continue
             guest.boot_retries = attempt
             yield guest
         return
+
+
+def _console_log(logs: Path, label: str) -> Path:
+    return logs / f"guest-{label}-console.log"
+
+
+def _qemu_log(logs: Path, label: str) -> Path:
+    return logs / f"guest-{label}-qemu.log"
 
 
 @contextmanager
@@ -251,8 +261,8 @@ def _powered_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> 
         name=name,
         port=port,
     )
-    console = Console(f"guest ({label})", logs / f"guest-{label}-console.log")
-    errors = logs / f"guest-{label}-qemu.log"
+    console = Console(f"guest ({label})", _console_log(logs, label))
+    errors = _qemu_log(logs, label)
     console.path.unlink(missing_ok=True)
     errors.write_text(shlex.join(line) + "\n")
     vm = shell.start(f"exec {shlex.join(line)}")
