@@ -82,6 +82,27 @@ _ENTRIES = (
     Entry("p2p.write_mib_s", "MiB/s", "p2p", "NVMe writes from the peer's memory", "higher"),
     Entry("p2p.host_ram_mib_s", "MiB/s", "p2p", "the same transfers with guest RAM", "higher"),
     Entry("p2p.corrupt_bytes", "bytes", "p2p", "bytes that differ after a transfer"),
+    Entry(
+        "p2p.bytes_direct",
+        "bytes",
+        "p2p",
+        "peer-to-peer bytes that the switch carried straight to the peer",
+        "equal",
+    ),
+    Entry(
+        "p2p.bytes_redirected",
+        "bytes",
+        "p2p",
+        "peer-to-peer bytes that ACS sent up to the root complex",
+        "equal",
+    ),
+    Entry(
+        "p2p.bytes_translated",
+        "bytes",
+        "p2p",
+        "peer-to-peer bytes carried straight to the peer as translated requests (ATS)",
+        "equal",
+    ),
     Entry("p2p.iommu_faults", "faults", "p2p", "DMA faults that the host's IOMMU logged"),
 )
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import shlex
 import socket
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +176,12 @@ class Guest:
         self.boot_retries = 0
         """1 if KVM gave up the first boot."""
         self._qmp = qmp
+        self._login: Callable[[], Shell]
         self.shell: Shell
+
+    def login(self) -> None:
+        """Log in; for a guest that came up again or arrived by migration."""
+        self.shell = self._login()
 
     def qmp(self, command: str, deadline_s: float = 60.0, **arguments: Any) -> Any:
         """A QMP command's answer (docs/interop/qemu-qmp-ref); MeasurementError if refused."""
@@ -240,7 +246,17 @@ def _qemu_log(logs: Path, label: str) -> Path:
 
 
 @contextmanager
-def _powered_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> Iterator[Guest]:
+def waiting_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> Iterator[Guest]:
+    """A QEMU that waits for a migration (QMP: migrate-incoming); then ``Guest.login``."""
+    parts = dataclasses.replace(parts, extra=(*parts.extra, "-incoming", "defer"))
+    with _powered_guest(host, parts, logs=logs, label=label, boots=False) as guest:
+        yield guest
+
+
+@contextmanager
+def _powered_guest(
+    host: Host, parts: GuestParts, *, logs: Path, label: str, boots: bool = True
+) -> Iterator[Guest]:
     name = f"nearmetal-{os.urandom(4).hex()}"
     folder = f"{host.work}/vm-{name}"
     shell = host.shell
@@ -291,14 +307,20 @@ def _powered_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> 
         if shell.watch is not None:
             shell.watch()
 
+    def login() -> Shell:
+        address = Address("127.0.0.1", port, "root", parts.keys.login, parts.keys.host_public)
+        there = connect(console.name, address, deadline_s=90, through=shell, alive=alive)
+        there.watch, there.console = watching, console
+        return there
+
     try:
-        with ui.step(f"booting the guest ({label})"):
+        with ui.step(f"booting the guest ({label})" if boots else f"starting QEMU ({label})"):
             qmp = _Qmp(vm.channel, console.name, errors)
             guest = Guest(host, name, qmp, console)
-            console.wait_for(UP, deadline_s=BOOT_DEADLINE_S, alive=alive)
-            address = Address("127.0.0.1", port, "root", parts.keys.login, parts.keys.host_public)
-            guest.shell = connect(console.name, address, deadline_s=90, through=shell, alive=alive)
-            guest.shell.watch, guest.shell.console = watching, console
+            guest._login = login
+            if boots:
+                console.wait_for(UP, deadline_s=BOOT_DEADLINE_S, alive=alive)
+                guest.login()
         yield guest
         guest.check()
     finally:

@@ -20,7 +20,7 @@ from .catalogue import TESTS, nearest
 from .errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, UsageError
 from .guest import Guest, GuestParts, running_guest
 from .host import Host, reach
-from .measure import bench, lspci, p2p, vmexit
+from .measure import bench, lspci, p2p, routes, vmexit
 from .model import Build, Measurement, Missing, Report, RunInfo, Skipped, Variant
 from .settings import Settings
 from .sources import Source, obtain
@@ -35,12 +35,14 @@ class TestCase:
     measure: bench.Test
     names: tuple[str, ...]
     needs_p2p: bool = False
+    testbed_names: tuple[str, ...] = ()
+    """What is measured on an emulated host only."""
 
 
 TEST_CASES: Mapping[str, TestCase] = {
     "lspci": TestCase(lspci.measure, lspci.NAMES),
     "vmexit": TestCase(vmexit.measure, vmexit.NAMES),
-    "p2p": TestCase(p2p.measure, p2p.NAMES, needs_p2p=True),
+    "p2p": TestCase(p2p.measure, p2p.NAMES, needs_p2p=True, testbed_names=p2p.ROUTE_NAMES),
 }
 assert tuple(TEST_CASES) == TESTS
 
@@ -153,8 +155,13 @@ def host_for(
     found: _Found | None = None,
     *,
     cpus: int = 2,
+    iommu: bool = True,
+    ats: bool = False,
 ) -> Iterator[Host]:
-    """The host that a variant runs on: the emulated one with ``cpus``, booted now, or a server."""
+    """The host that a variant runs on: the emulated one, booted now, or a server.
+
+    ``cpus``, ``iommu`` and ``ats`` are for the emulated one (testbed.Parts).
+    """
     if server is not None:
         with cache.lock(f"host-{server.name}"):
             host = reach(server.name, server.address)
@@ -175,6 +182,8 @@ def host_for(
         keys=builds.keys(cache),
         store=cache.root / "store",
         cpus=cpus,
+        iommu=iommu,
+        ats=ats,
     )
     scratch = cache.root / "tmp" / f"testbed-{os.getpid()}"
     with testbed.running_host(parts, logs=logs, scratch=scratch) as (host, machine, retries):
@@ -352,11 +361,25 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
                 _measure_on_one_host(
                     settings, cache, built, configs_here, server, tests, logs, found, options.keep
                 )
+            for config in plan:
+                if server is None and "p2p" in tests and config.variant == "vanilla":
+                    _measure_setups(settings, cache, built, config, logs, found)
     except BaseException:
         _drop_if_empty(folder)
         raise
     variants = tuple(dict.fromkeys(config.variant for config in plan))
     names = frozenset(name for test in tests for name in TEST_CASES[test].names)
+    only_testbed = {test: TEST_CASES[test].testbed_names for test in tests}
+    if server is None:
+        names |= {name for here in only_testbed.values() for name in here}
+    else:
+        reason = "only the testbed's emulated hardware can tell"
+        found.skipped.extend(
+            Skipped(test, variant, reason, here)
+            for variant in variants
+            for test, here in only_testbed.items()
+            if here
+        )
     results = checks.judge(
         rules,
         found.measurements,
@@ -427,6 +450,64 @@ def _measure_on_one_host(
                             error.detail or "",
                         )
                     )
+
+
+def _measure_setups(
+    settings: Settings,
+    cache: Cache,
+    built: Built,
+    config: Config,
+    logs: Path,
+    found: _Found,
+) -> None:
+    """The set-ups of p2p beside ``iommu``, each on an emulated host of its own."""
+    for setup in (p2p.BARE, p2p.ATS):
+        here = logs / setup.name
+        here.mkdir()
+        row = bench.rows(config.variant, config.series, settings.testbed)
+        try:
+            with (
+                host_for(
+                    settings,
+                    cache,
+                    built,
+                    config,
+                    None,
+                    here,
+                    found,
+                    iommu=setup is not p2p.BARE,
+                    ats=setup is p2p.ATS,
+                ) as host,
+                contextlib.ExitStack() as stack,
+            ):
+                host.forget_log()
+                where: Guest | Host = host
+                if setup is p2p.ATS:
+                    host.load_kvm(config.modules)
+                    assigned = [host.p2p["peer"], host.p2p["disk"]]
+                    stack.enter_context(host.vfio(assigned))
+                    parts = guest_parts(settings, cache, built, config, host, assigned)
+                    guest = stack.enter_context(
+                        running_guest(host, parts, logs=here, label=config.label)
+                    )
+                    found.boot_retries += guest.boot_retries
+                    where = guest
+                    routes.set_acs(host.shell, routes.read(host.shell), p2p.ATS_CONTROL)
+                with ui.step(f"measuring p2p, set-up {setup.name}, on {config.variant}"):
+                    found.measurements.extend(
+                        p2p.transfers(host, where, setup, row(host), logs, config.variant)
+                    )
+        except MeasurementError as error:
+            ui.tell_error(error)
+            found.missing.append(
+                Missing(
+                    "p2p",
+                    config.variant,
+                    f"set-up {setup.name}: {error.message}",
+                    (*p2p.NAMES, *p2p.ROUTE_NAMES),
+                    error.detail or "",
+                )
+            )
 
 
 def _by_host_kernel(plan: Sequence[Config]) -> list[list[Config]]:

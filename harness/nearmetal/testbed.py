@@ -2,7 +2,8 @@
 """The ``amd`` testbed: QEMU's TCG emulates a host with SVM, PCIe and an IOMMU; KVM runs in it.
 
 The host has an x3130 switch with two NVMe functions below it: ``peer`` with a controller
-memory buffer and ``disk``, the initiator. The IOMMU is VT-d, also beside an AMD CPU: it is the
+memory buffer and ``disk``, the initiator. The switch routes their DMA by the PCIe rules and
+counts it (testbed series pcie-acs-routing). The IOMMU is VT-d, also beside an AMD CPU: it is the
 one that QEMU emulates well enough for vfio-pci. 9p shows the host the cache's store.
 """
 
@@ -30,8 +31,9 @@ PEER_SERIAL = "nmpeer"
 DISK_SERIAL = "nmdisk"
 CMDLINE = (
     "console=ttyS0 panic=-1 oops=panic mitigations=off nokaslr tsc=reliable no_timer_check "
-    "intel_iommu=on iommu=nopt quiet loglevel=5"
+    "intel_iommu={iommu} iommu=nopt quiet loglevel=5"
 )
+_DOWNSTREAM = "xio3130-downstream,bus=up0,disable-acs=off"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Parts:
     store: Path
     cpus: int = 2
     memory_mib: int = 6144
+    iommu: bool = True
+    """Whether Linux turns the IOMMU on; it is there in any case."""
+    ats: bool = False
+    """Whether the initiator has ATS."""
 
 
 def command_line(parts: Parts, *, port: int, console: Path, scratch: Path) -> list[str]:
@@ -62,7 +68,8 @@ def command_line(parts: Parts, *, port: int, console: Path, scratch: Path) -> li
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-serial", f"file:{console}"),
         *("-kernel", str(parts.kernel.image), "-initrd", str(parts.initramfs)),
-        *("-append", CMDLINE),
+        *("-append", CMDLINE.format(iommu="on" if parts.iommu else "off")),
+        *("-boot", "strict=on"),
         *("-device", "intel-iommu,intremap=on,device-iotlb=on,aw-bits=48"),
         *("-drive", f"file={parts.image.path},if=none,id=root,format=raw,readonly=on"),
         *("-device", "virtio-blk-pci,drive=root,serial=nmroot"),
@@ -75,12 +82,16 @@ def command_line(parts: Parts, *, port: int, console: Path, scratch: Path) -> li
         ),
         *("-device", "virtio-9p-pci,fsdev=store,mount_tag=nmstore"),
         *("-device", "pcie-root-port,id=rp0,chassis=10,slot=10"),
-        *("-device", "x3130-upstream,id=up0,bus=rp0"),
-        *("-device", "xio3130-downstream,id=dn0,bus=up0,chassis=11,slot=11"),
-        *("-device", "xio3130-downstream,id=dn1,bus=up0,chassis=12,slot=12"),
+        *("-device", "x3130-upstream,id=up0,bus=rp0,p2p-routing=on"),
+        *("-device", f"{_DOWNSTREAM},id=dn0,port=1,chassis=11,slot=11"),
+        *("-device", f"{_DOWNSTREAM},id=dn1,port=2,chassis=12,slot=12"),
         *("-device", f"nvme,serial={PEER_SERIAL},cmb_size_mb=64,bus=dn0"),
         *("-drive", f"file={nvme},if=none,id=disk,format=raw,cache=unsafe"),
-        *("-device", f"nvme,serial={DISK_SERIAL},drive=disk,bus=dn1"),
+        *("-device", f"nvme,serial={DISK_SERIAL},drive=disk,bus=dn1{',ats=on' * parts.ats}"),
+        # moves the host's BARs away from where a guest has its own, or peer-to-peer that is
+        # not translated would come out right by accident
+        *("-object", "memory-backend-ram,id=shift,size=128M,share=on"),
+        *("-device", "ivshmem-plain,memdev=shift"),
     ]
 
 

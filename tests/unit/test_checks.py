@@ -442,7 +442,13 @@ def healthy() -> list[Measurement]:
         "p2p.iommu_faults": 0,
     }
     rows += [row(value, name=name) for name, value in agent.items()]
-    return rows + [row(value, name=name, setup="iommu") for name, value in peers.items()]
+    ways = {"bare": "direct", "iommu": "redirected", "ats": "translated"}
+    for setup, taken in ways.items():
+        rows += [row(value, name=name, setup=setup) for name, value in peers.items()]
+        for way in ways.values():
+            moved = 16 << 20 if way == taken else 0
+            rows.append(row(moved, moved, name=f"p2p.bytes_{way}", setup=setup))
+    return rows
 
 
 def spoil(rows: list[Measurement], name: str, *values: float, **context: str) -> list[Measurement]:
@@ -561,6 +567,8 @@ def test_a_cache_that_is_wrong_by_one_fails(
         ("off.agent-userspace-exits-equal-vanilla", "vmexit.agent.userspace_exits_per_sample", {}),
         ("off.p2p-data-intact", "p2p.corrupt_bytes", {}),
         ("off.p2p-data-intact", "p2p.iommu_faults", {}),
+        ("off.p2p-routes-equal-vanilla", "p2p.bytes_direct", {"setup": "iommu"}),
+        ("off.p2p-routes-equal-vanilla", "p2p.bytes_redirected", {"setup": "iommu"}),
     ],
 )
 def test_one_exit_more_in_off_fails(
@@ -599,10 +607,18 @@ def test_one_exit_more_in_off_fails(
         ),
         ("vmexit.userspace-exits-are-exits", "vmexit.agent.exits_per_sample", (700,), {}),
         ("vmexit.pmu-exits-are-exits", "vmexit.agent.pmu_exits_per_sample", (900,), {}),
-        ("p2p.data-intact", "p2p.corrupt_bytes", (0, 1), {}),
-        ("p2p.no-iommu-faults", "p2p.iommu_faults", (1,), {}),
-        ("p2p.reads", "p2p.read_mib_s", (0,), {}),
-        ("p2p.writes", "p2p.write_mib_s", (0,), {}),
+        ("p2p.data-intact", "p2p.corrupt_bytes", (0, 1), {"setup": "iommu"}),
+        ("p2p.no-iommu-faults", "p2p.iommu_faults", (1,), {"setup": "iommu"}),
+        ("p2p.reads", "p2p.read_mib_s", (0,), {"setup": "iommu"}),
+        ("p2p.writes", "p2p.write_mib_s", (0,), {"setup": "iommu"}),
+        ("p2p.bare-is-direct", "p2p.bytes_direct", (0,), {"setup": "bare"}),
+        ("p2p.bare-is-direct", "p2p.bytes_redirected", (1,), {"setup": "bare"}),
+        ("p2p.bare-is-direct", "p2p.corrupt_bytes", (1,), {"setup": "bare"}),
+        ("p2p.iommu-redirects", "p2p.bytes_direct", (1,), {"setup": "iommu"}),
+        ("p2p.iommu-redirects", "p2p.bytes_redirected", (0,), {"setup": "iommu"}),
+        ("p2p.ats-is-translated", "p2p.bytes_redirected", (1,), {"setup": "ats"}),
+        ("p2p.ats-is-translated", "p2p.bytes_translated", (0,), {"setup": "ats"}),
+        ("p2p.ats-is-translated", "p2p.iommu_faults", (1,), {"setup": "ats"}),
         ("p2p.baseline-measured", "p2p.host_ram_mib_s", (0,), {}),
     ],
 )

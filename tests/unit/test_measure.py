@@ -5,8 +5,9 @@ import pytest
 
 from nearmetal.catalogue import CATALOGUE
 from nearmetal.errors import MeasurementError, UsageError
+from nearmetal.measure import routes
 from nearmetal.measure.lspci import ecam_window, functions
-from nearmetal.measure.p2p import bandwidth, find
+from nearmetal.measure.p2p import bandwidth, bars, find
 from nearmetal.run import TEST_CASES, resolve_tests
 
 IOMEM = """\
@@ -45,13 +46,41 @@ def test_a_device_s_own_memory_is_no_peer() -> None:
         find(f"nvme0|nvme0n1|{ALLOCATE}|0000:03:00.0")
 
 
+PORTS = """\
+0000:02:00.0 005d 0000000000000000 0000000000000000 0000000001000000 0000000000000000 \
+0000000000000000 0000000000000000 0000000000000000
+0000:02:01.0 001d 0000000000000000 0000000002000000 0000000000000000 0000000000000000 \
+0000000000000000 0000000000800000 0000000100000000
+"""
+"""as routes._READ prints them"""
+
+
+def test_ports_of_a_switch_that_counts() -> None:
+    ports = routes.parse(PORTS)
+    assert ports.acs == {"0000:02:00.0": 0x5D, "0000:02:01.0": 0x1D}
+    assert ports.total == routes.Routed(0, 2 << 24, 1 << 24, 0, 0, 1 << 23, 1 << 32)
+    assert (ports.total - ports.routed["0000:02:00.0"]).translated == 0
+    assert routes.names(0x5D) == "SV+RR+CR+UF+DT"
+    assert routes.names(0) == "none"
+    with pytest.raises(MeasurementError, match="cannot be read"):
+        routes.parse("0000:02:00.0 005d 00")
+
+
+def test_memory_bars_that_are_set() -> None:
+    assert bars("0x00000000fe800000\n0x0000000000000000\n0x0000004000000000\n") == (
+        0xFE800000,
+        0x4000000000,
+    )
+
+
 def test_bandwidth_in_mib_a_second() -> None:
     assert bandwidth({"bytes": 8 << 20, "ns": 500_000_000}) == pytest.approx(16.0)
 
 
 def test_every_test_measures_what_the_catalogue_says() -> None:
     for name, case in TEST_CASES.items():
-        assert set(case.names) == {entry.name for entry in CATALOGUE.values() if entry.test == name}
+        names = {entry.name for entry in CATALOGUE.values() if entry.test == name}
+        assert {*case.names, *case.testbed_names} == names
 
 
 def test_unknown_test_names_the_nearest() -> None:

@@ -31,17 +31,7 @@ class Bench:
 
     def row(self, name: str, values: Iterable[float], **context: str) -> Measurement:
         """A measurement of this bench; ``context`` tells rows of one name apart."""
-        if self.testbed:
-            context["testbed"] = self.testbed
-        return Measurement(
-            name=name,
-            variant=self.variant,
-            unit=CATALOGUE[name].unit,
-            values=tuple(float(value) for value in values),
-            provenance=self.host.facts.provenance,
-            series=self.series,
-            context=context,
-        )
+        return rows(self.variant, self.series, self.testbed)(self.host)(name, values, **context)
 
     def traced(
         self, label: str, command: str, *, deadline_s: float
@@ -67,6 +57,32 @@ class Bench:
         out = self.guest.shell.run(command, deadline_s=deadline_s).stdout
         self.guest.check()
         return _json_line(command, out)
+
+
+Row = Callable[..., Measurement]
+"""(name, values, **context): a measurement; ``context`` tells rows of one name apart."""
+
+
+def rows(variant: Variant, series: str | None, testbed: str | None) -> Callable[[Host], Row]:
+    """What makes the measurements of a variant on a host."""
+
+    def on(host: Host) -> Row:
+        def row(name: str, values: Iterable[float], **context: str) -> Measurement:
+            if testbed:
+                context["testbed"] = testbed
+            return Measurement(
+                name=name,
+                variant=variant,
+                unit=CATALOGUE[name].unit,
+                values=tuple(float(value) for value in values),
+                provenance=host.facts.provenance,
+                series=series,
+                context=context,
+            )
+
+        return row
+
+    return on
 
 
 def _json_line(command: str, out: str) -> dict[str, Any]:

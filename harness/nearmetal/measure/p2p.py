@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""p2p: an NVMe moves data to and from another NVMe's controller memory buffer in the guest.
+"""p2p: an NVMe moves data to and from another NVMe's controller memory buffer.
 
-Stock p2pdma, both functions assigned with vfio-pci. Broken peer-to-peer is silent: success
-means that every byte was compared, both ways, and that the host's IOMMU logged no fault.
+Stock p2pdma. Broken peer-to-peer is silent: success means that every byte was compared, both
+ways, and that the host's IOMMU logged no fault. In the testbed the switch also counts which
+way the bytes went.
+
+Set-ups (``context.setup``): ``iommu`` is a guest with both functions assigned, behind IOMMU and
+ACS redirection. In the testbed two more are measured on ``vanilla``, each on a host of its own:
+``bare``, the host itself without IOMMU, and ``ats``, a guest whose initiator has ATS, with ACS
+Direct Translated.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import MeasurementError
-from ..host import count_iommu_faults
+from ..guest import Guest
+from ..host import Host, count_iommu_faults
 from ..model import Measurement
-from .bench import Bench
+from . import routes
+from .bench import Bench, Row
 
 NAMES = (
     "p2p.read_mib_s",
@@ -22,6 +32,9 @@ NAMES = (
     "p2p.corrupt_bytes",
     "p2p.iommu_faults",
 )
+
+ROUTE_NAMES = ("p2p.bytes_direct", "p2p.bytes_redirected", "p2p.bytes_translated")
+"""What only the testbed's switch can tell."""
 
 RUNS = 3
 BYTES = 8 << 20
@@ -58,17 +71,83 @@ def bandwidth(line: dict[str, float]) -> float:
     return (line["bytes"] / (1 << 20)) / (line["ns"] / 1e9)
 
 
+@dataclass(frozen=True)
+class Setup:
+    """A set-up: its name, and ACS Control that it needs in every downstream port.
+
+    ``expect`` of ``mask`` must read back before anything is moved: a switch whose ACS is off
+    by itself would carry all bytes directly, and prove nothing.
+    """
+
+    name: str
+    mask: int = 0
+    expect: int = 0
+
+
+REDIRECT = routes.RR | routes.CR
+BARE = Setup("bare", REDIRECT | routes.DT, 0)
+IOMMU = Setup("iommu", REDIRECT | routes.DT, REDIRECT)
+ATS = Setup("ats", REDIRECT | routes.DT, REDIRECT | routes.DT)
+ATS_CONTROL = routes.SV | routes.RR | routes.CR | routes.UF | routes.DT
+"""0x5d, as NVIDIA recommends for VMs with ATS"""
+
+_MEMORY_BARS = r"""
+while read start end flags; do
+  [ $((flags & 0x200)) -ne 0 ] && echo $start
+done < /sys/bus/pci/devices/%s/resource
+true
+"""
+
+
+def bars(resource: str) -> tuple[int, ...]:
+    """Start addresses of the memory BARs that are set."""
+    return tuple(int(line, 16) for line in resource.split() if int(line, 16))
+
+
 def measure(bench: Bench) -> list[Measurement]:
-    """All rows of the p2p test for the set-up that the bench has."""
-    disk, allocate = find(bench.guest.shell.run(FIND).stdout)
-    before = bench.host.kernel_log().last
+    """All rows of the p2p test in the guest that the bench has."""
+    return transfers(bench.host, bench.guest, IOMMU, bench.row, bench.logs, bench.variant)
+
+
+def transfers(
+    host: Host,
+    where: Guest | Host,
+    setup: Setup,
+    row: Row,
+    logs: Path,
+    variant: str,
+) -> list[Measurement]:
+    """All rows of one set-up; the transfers run in ``where``, the switch is the host's."""
+    listing = where.shell.run(FIND).stdout
+    disk, allocate = find(listing)
+    counts = host.store is not None
+    context = {"setup": setup.name, "block": str(BLOCK)}
+    if counts:
+        ports = routes.read(host.shell)
+        for address, control in ports.acs.items():
+            if control & setup.mask != setup.expect:
+                raise MeasurementError(
+                    f"ACS Control of {address} is {routes.names(control)}, and the set-up"
+                    f" '{setup.name}' needs {routes.names(setup.expect)}"
+                )
+        context["acs"] = "/".join(sorted({routes.names(value) for value in ports.acs.values()}))
+    if host.p2p.get("peer") and where is not host:
+        peer = allocate.split("/")[-3]
+        there = bars(where.shell.run(_MEMORY_BARS % peer).stdout)
+        here = bars(host.shell.run(_MEMORY_BARS % host.p2p["peer"]).stdout)
+        context["bars"] = "equal" if there == here else "moved"
+    before = host.kernel_log().last
     speeds: dict[tuple[str, str], list[float]] = {}
     corrupt: dict[str, list[float]] = {"read": [], "write": []}
+    ways: list[routes.Routed] = []
     lines = []
     for number in range(RUNS):
         words = ["nm-p2p", disk, allocate, str(BYTES), str(BLOCK), str(1000 + number)]
-        out = bench.guest.shell.run(shlex.join(words), deadline_s=_DEADLINE_S).stdout
-        bench.guest.check()
+        counted = routes.read(host.shell).total if counts else routes.NOTHING
+        out = where.shell.run(shlex.join(words), deadline_s=_DEADLINE_S).stdout
+        where.check()
+        if counts:
+            ways.append(routes.read(host.shell).total - counted)
         found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
         kinds = {(line["direction"], line["memory"]) for line in found}
         wanted = {(d, m) for d in ("read", "write") for m in ("ram", "peer")}
@@ -83,15 +162,24 @@ def measure(bench: Bench) -> list[Measurement]:
                     f"{line['corrupt']} bytes differ with ordinary memory: the disk is broken"
                 )
         lines.extend(found)
-    (bench.logs / f"{bench.variant}-p2p.json").write_text(json.dumps(lines, indent=1))
-    faults = count_iommu_faults(bench.host.kernel_log(before).lines)
-    setup = {"setup": "iommu", "block": str(BLOCK)}
-    return [
-        bench.row("p2p.read_mib_s", speeds["read", "peer"], **setup),
-        bench.row("p2p.write_mib_s", speeds["write", "peer"], **setup),
-        bench.row("p2p.host_ram_mib_s", speeds["read", "ram"], direction="read", **setup),
-        bench.row("p2p.host_ram_mib_s", speeds["write", "ram"], direction="write", **setup),
-        bench.row("p2p.corrupt_bytes", corrupt["read"], direction="read", **setup),
-        bench.row("p2p.corrupt_bytes", corrupt["write"], direction="write", **setup),
-        bench.row("p2p.iommu_faults", [faults], **setup),
+    name = f"{variant}-p2p-{setup.name}.json"
+    (logs / name).write_text(
+        json.dumps({"transfers": lines, "routes": [repr(w) for w in ways]}, indent=1)
+    )
+    faults = count_iommu_faults(host.kernel_log(before).lines)
+    rows = [
+        row("p2p.read_mib_s", speeds["read", "peer"], **context),
+        row("p2p.write_mib_s", speeds["write", "peer"], **context),
+        row("p2p.host_ram_mib_s", speeds["read", "ram"], direction="read", **context),
+        row("p2p.host_ram_mib_s", speeds["write", "ram"], direction="write", **context),
+        row("p2p.corrupt_bytes", corrupt["read"], direction="read", **context),
+        row("p2p.corrupt_bytes", corrupt["write"], direction="write", **context),
+        row("p2p.iommu_faults", [faults], **context),
     ]
+    if counts:
+        rows += [
+            row("p2p.bytes_direct", [way.direct for way in ways], **context),
+            row("p2p.bytes_redirected", [way.redirected for way in ways], **context),
+            row("p2p.bytes_translated", [way.translated for way in ways], **context),
+        ]
+    return rows

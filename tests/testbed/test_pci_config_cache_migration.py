@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Series pci-config-cache: a guest moves between QEMUs that have the cache on and off.
+
+The random program runs in the guest while it moves and compares each read, as in
+test_pci_config_cache_guest.py. There are no assigned functions: QEMU 10.0 does not migrate an
+emulated NVMe that is assigned, so they would be unplugged before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from nearmetal import run, series, variants
+from nearmetal.cache import Cache
+from nearmetal.guest import Guest, running_guest, waiting_guest
+from nearmetal.measure import lspci
+from nearmetal.settings import Settings
+
+pytestmark = pytest.mark.testbed
+
+SEED = int(os.environ.get("NEARMETAL_FUZZ_SEED", random.SystemRandom().randrange(1 << 31)))
+OPERATIONS = 60
+PORT = ("-device", "pcie-root-port,id=hp0,chassis=20,slot=20")
+EDU = ("-device", "edu,bus=hp0,id=edu0")
+MIGRATION_DEADLINE_S = 180.0
+RESULT = "/run/fuzz.json"
+
+
+def migrate(source: Guest, target: Guest, uri: str) -> None:
+    """Move a guest; the source's QEMU stays, stopped."""
+    target.qmp("migrate-incoming", uri=uri)
+    source.qmp("migrate", uri=uri)
+    end = time.monotonic() + MIGRATION_DEADLINE_S
+    while (state := source.qmp("query-migrate").get("status")) != "completed":
+        assert state not in ("failed", "cancelled"), source.qmp("query-migrate")
+        assert time.monotonic() < end, f"the migration is '{state}'"
+        time.sleep(0.3)
+    while target.qmp("query-status")["status"] != "running":
+        assert time.monotonic() < end, "the target does not run"
+        time.sleep(0.3)
+
+
+def address(guest: Guest, selector: str) -> str:
+    return guest.shell.run(f"lspci -D -n {selector}").stdout.split()[0]
+
+
+def start_program(guest: Guest, seed: int) -> None:
+    """Start the random program so that it outlives the login."""
+    edu = address(guest, "-d 1234:11e8")
+    listing = guest.shell.run("lspci -D -vv -d ::0604", deadline_s=120).stdout
+    (port,) = (block.split()[0] for block in listing.split("\n\n") if "Slot #20," in block)
+    writable = " ".join(f"-w {address(guest, f'-d ::{kind}')}" for kind in ("0106", "0c05"))
+    window, _ = lspci.ecam_window(guest.shell.read("/proc/iomem"))
+    guest.shell.run(
+        f"rm -f {RESULT}; setsid sh -c 'nm-fuzz {writable} -b {port} -i {edu} {seed}"
+        f" {OPERATIONS} {window:#x} >{RESULT}.part 2>&1; mv {RESULT}.part {RESULT}'"
+        " </dev/null >/dev/null 2>&1 &"
+    )
+
+
+def result(guest: Guest) -> dict[str, int]:
+    end = time.monotonic() + 120 + OPERATIONS * 2.0
+    while guest.shell.run(f"test -e {RESULT}", check=False).status:
+        assert time.monotonic() < end, "the random program does not end"
+        time.sleep(1)
+    said: dict[str, int] = json.loads(guest.shell.read(RESULT).splitlines()[-1])
+    return said
+
+
+def active(guest: Guest) -> int:
+    return int(guest.qmp("qom-get", path=lspci.HOST_BRIDGE, property=lspci.CACHE_ACTIVE))
+
+
+def test_guest_moves_between_on_and_off(conf: Settings, cache: Cache, tmp_path: Path) -> None:
+    print(f"seed {SEED}, {OPERATIONS} operations a move")
+    plan = variants.configs(series.load_series(conf.repo / "patches"), ("on",))
+    on = next(one for one in plan if one.series == "pci-config-cache")
+    made = run.build_all(conf, cache, [on], with_testbed=True)
+    with cache.lock("testbed"), run.host_for(conf, cache, made, on, None, tmp_path) as host:
+        host.load_kvm(on.modules)
+        parts = run.guest_parts(conf, cache, made, on, host, [])
+        parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT, *EDU))
+        without = dataclasses.replace(
+            parts, extra=tuple(word for word in parts.extra if "config-cache" not in word)
+        )
+        without = dataclasses.replace(without, extra=_drop_lonely_globals(without.extra))
+        with (
+            running_guest(host, parts, logs=tmp_path, label="first-on") as first,
+            waiting_guest(host, without, logs=tmp_path, label="second-off") as second,
+            waiting_guest(host, parts, logs=tmp_path, label="third-on") as third,
+        ):
+            assert active(first) == 1
+            start_program(first, SEED)
+            migrate(first, second, f"unix:{host.work}/migration-1")
+            second.login()
+            assert not second.has_property(lspci.HOST_BRIDGE, lspci.CACHE_ACTIVE) or not active(
+                second
+            )
+            said = result(second)
+            assert said["mismatches"] == 0, f"seed {SEED}: {said}"
+            assert said["reads"] > OPERATIONS
+            start_program(second, SEED + 1)
+            migrate(second, third, f"unix:{host.work}/migration-2")
+            third.login()
+            assert active(third) == 1
+            said = result(third)
+            assert said["mismatches"] == 0, f"seed {SEED + 1}: {said}"
+            third.shell.run("lspci -xxx", deadline_s=120)
+            kept = third.qmp("qom-get", path=lspci.HOST_BRIDGE, property="config-cache-functions")
+            assert int(kept) > 0, "KVM serves nothing behind the migration"
+
+
+def _drop_lonely_globals(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words without a ``-global`` that lost its value."""
+    pairs = zip(words, (*words[1:], "-"), strict=True)
+    return tuple(word for word, after in pairs if not (word == "-global" and after.startswith("-")))
