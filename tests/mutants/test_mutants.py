@@ -22,6 +22,7 @@ from nearmetal.tracing import counting
 REPO = settings.repository()
 sys.path.insert(0, str(REPO / "tests" / "testbed"))
 
+import test_pci_config_cache as selftests  # noqa: E402
 import test_pci_config_cache_guest as proofs  # noqa: E402
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
@@ -96,8 +97,27 @@ MUTANTS: dict[str, Proof] = {
 }
 
 
+KERNEL_MUTANTS = {"linux-latch-without-snapshot": "x86/pci_config_cache_test"}
+"""Mutants of the host's kernel, by the KVM selftest that proves what they take out."""
+
+
 def test_every_mutant_is_listed() -> None:
-    assert {path.stem for path in FOLDER.glob("*.patch")} == set(MUTANTS)
+    names = {*MUTANTS, *KERNEL_MUTANTS}
+    assert {path.stem for path in FOLDER.glob("*.patch")} == names
+
+
+@pytest.mark.parametrize("name", sorted(KERNEL_MUTANTS))
+def test_kernel_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, name: str) -> None:
+    """The selftest is that of the series; a kernel that breaks instead is no catch."""
+    off = variants.configs(series.load_series(conf.repo / "patches"), ("off",))[0]
+    patches = (*off.linux_patches, FOLDER / f"{name}.patch")
+    mutant = dataclasses.replace(off, linux_patches=patches)
+    with (
+        selftests.patched(conf, cache, mutant, tmp_path) as host,
+        pytest.raises(AssertionError) as caught,
+    ):
+        selftests.selftest(conf, cache, off, host, KERNEL_MUTANTS[name])
+    print(f"{name}: {str(caught.value)[:600]}")
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))
@@ -105,10 +125,7 @@ def test_mutant_is_caught(
     conf: Settings, cache: Cache, on: variants.Config, tmp_path: Path, name: str
 ) -> None:
     patch = FOLDER / f"{name}.patch"
-    if name.startswith("qemu-"):
-        config = dataclasses.replace(on, qemu_patches=(*on.qemu_patches, patch))
-    else:
-        config = dataclasses.replace(on, linux_patches=(*on.linux_patches, patch))
+    config = dataclasses.replace(on, qemu_patches=(*on.qemu_patches, patch))
     with (
         machine(conf, cache, config, tmp_path) as (host, guest),
         pytest.raises(AssertionError) as caught,

@@ -31,7 +31,7 @@ def off(conf: Settings) -> variants.Config:
 
 @contextmanager
 def patched(
-    conf: Settings, cache: Cache, off: variants.Config, logs: Path, cpus: int
+    conf: Settings, cache: Cache, off: variants.Config, logs: Path, cpus: int = 2
 ) -> Iterator[Host]:
     """An emulated host with every product patch in its kernel."""
     made = run.build_all(conf, cache, [off], with_testbed=True)
