@@ -88,9 +88,10 @@ def command_line(parts: Parts, *, port: int, console: Path, scratch: Path) -> li
         *("-device", f"nvme,serial={PEER_SERIAL},cmb_size_mb=64,bus=dn0"),
         *("-drive", f"file={nvme},if=none,id=disk,format=raw,cache=unsafe"),
         *("-device", f"nvme,serial={DISK_SERIAL},drive=disk,bus=dn1{',ats=on' * parts.ats}"),
-        # moves the host's BARs away from where a guest has its own, or peer-to-peer that is
-        # not translated would come out right by accident
-        *("-object", "memory-backend-ram,id=shift,size=128M,share=on"),
+        # too large for the space below 4 GiB: SeaBIOS then places all 64-bit BARs above, away
+        # from where a guest has its own; peer-to-peer that is not translated would come out
+        # right by accident otherwise, or lie in a hole of the switch's window
+        *("-object", "memory-backend-ram,id=shift,size=1G,share=on"),
         *("-device", "ivshmem-plain,memdev=shift"),
     ]
 
