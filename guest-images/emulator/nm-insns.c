@@ -6,6 +6,9 @@
  *
  *   -plugin nm-insns.so,log=FILE[,always=on]
  *
+ * Lines are added to the log's end. With always=on the counting begins with the
+ * machine and isn't ended by marks: an emulator without any is the faster one.
+ *
  * A mark is a long NOP that no compiler or assembler writes (probes/insns.h),
  *
  *   0f 1f 84 00 ss aa 4d 4e     nopl 0x4e4daass(%rax,%rax,1)
@@ -245,7 +248,7 @@ QEMU_PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_
 		fprintf(stderr, "nm-insns: log=FILE is missing\n");
 		return -1;
 	}
-	output = fopen(log, "we");
+	output = fopen(log, "ae");
 	if (!output) {
 		fprintf(stderr, "nm-insns: %s: %s\n", log, g_strerror(errno));
 		return -1;

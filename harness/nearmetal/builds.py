@@ -385,6 +385,41 @@ def qemu(settings: Settings, cache: Cache, source: Source, *, patches: Sequence[
     )
 
 
+def counter(settings: Settings, cache: Cache, source: Source) -> Path:
+    """The emulator's plugin that counts instructions (guest-images/emulator/nm-insns.c).
+
+    It needs only a header of QEMU's, so that a change in it builds no emulator.
+    """
+    program = settings.repo / "guest-images" / "emulator" / "nm-insns.c"
+    header = source.folder / "include" / "qemu" / "qemu-plugin.h"
+    glib = ["pkg-config", "--cflags", "--libs", "glib-2.0"]
+
+    def build(work: Path) -> None:
+        try:
+            flags = proc.run(glib, deadline_s=30).stdout.split()
+            proc.run(
+                [
+                    *("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"),
+                    *("-o", work / "nm-insns.so", program),
+                    *(f"-I{header.parent}", *flags),
+                ],
+                deadline_s=120,
+            )
+        except proc.CommandFailed as error:
+            raise BuildFailed(
+                f"{program.name} does not build", detail=first_errors(error.output)
+            ) from None
+
+    ingredients = {
+        "program": sha256_file(program),
+        "header": sha256_file(header),
+        "compiler": _compiler(),
+        "recipe": 1,
+    }
+    what = "building the emulator's plugin"
+    return cache.make("plugin", ingredients, build, what=what).path / "nm-insns.so"
+
+
 def image(settings: Settings, cache: Cache) -> Image:
     """The Debian image from guest-images/debian.yaml, made by mmdebstrap.
 

@@ -54,6 +54,26 @@ _ENTRIES = (
     ),
     Entry("lspci.bytes_compared", "bytes", "lspci", "config bytes that were compared", "equal"),
     Entry(
+        "lspci.dword_instructions",
+        "instructions",
+        "lspci",
+        "instructions of the host, without the guest's own, for one 4-byte config read",
+    ),
+    Entry(
+        "lspci.dword_instructions_ratio",
+        "times",
+        "lspci",
+        "the same of vanilla, divided by the variant's",
+        "higher",
+    ),
+    Entry(
+        "exit.kernel_pair_instructions",
+        "instructions",
+        "lspci",
+        "the same for two port accesses that KVM serves: the floor of a config read",
+        "equal",
+    ),
+    Entry(
         "vmexit.agent.exits_per_sample",
         "exits/sample",
         "vmexit",

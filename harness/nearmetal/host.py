@@ -80,6 +80,8 @@ class Host:
     store: Path | None = None
     p2p: Mapping[str, str] = field(default_factory=dict)
     """PCI addresses for the p2p test: ``peer`` (with a controller memory buffer), ``disk``."""
+    instructions: Path | None = None
+    """The log of the emulator's plugin that counts instructions; None where nothing counts them."""
     guest_cpus: int = 1
     guest_memory_mib: int = 1024
     _log_seen: int = 0

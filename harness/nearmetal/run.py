@@ -20,7 +20,7 @@ from .catalogue import TESTS, nearest
 from .errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, UsageError
 from .guest import Guest, GuestParts, running_guest
 from .host import Host, reach
-from .measure import bench, lspci, p2p, routes, vmexit
+from .measure import bench, instructions, lspci, p2p, routes, vmexit
 from .model import Build, Measurement, Missing, Report, RunInfo, Skipped, Variant
 from .settings import Settings
 from .sources import Source, obtain
@@ -40,7 +40,11 @@ class TestCase:
 
 
 TEST_CASES: Mapping[str, TestCase] = {
-    "lspci": TestCase(lspci.measure, lspci.NAMES),
+    "lspci": TestCase(
+        lspci.measure,
+        lspci.NAMES,
+        testbed_names=(*instructions.NAMES, *instructions.COMPARED),
+    ),
     "vmexit": TestCase(vmexit.measure, vmexit.NAMES),
     "p2p": TestCase(p2p.measure, p2p.NAMES, needs_p2p=True, testbed_names=p2p.ROUTE_NAMES),
 }
@@ -65,6 +69,7 @@ class Built:
 
     image: Image
     emulator: Qemu | None
+    counter: Path | None
     kernels: dict[tuple[Path, ...], Kernel]
     qemus: dict[tuple[Path, ...], Qemu]
     records: tuple[Build, ...]
@@ -121,8 +126,9 @@ def build_all(
     picture = builds.image(settings, cache)
     fresh |= picture.fresh
     note("image", None, "guest-images/debian.yaml", picture.sha256, ())
-    emulator = None
+    emulator = counter = None
     if with_testbed:
+        counter = builds.counter(settings, cache, qemu_source)
         emulator = builds.qemu(settings, cache, qemu_source, patches=testbed_patches)
         fresh |= emulator.fresh
         names = tuple(one.name for one in every if one.tree == "testbed-qemu")
@@ -141,7 +147,7 @@ def build_all(
         qemus[config.qemu_patches] = inner
         applied = config.applied if config.qemu_patches else ()
         note("host-qemu", config, qemu_source, inner.sha256, applied)
-    return Built(picture, emulator, kernels, qemus, tuple(dict.fromkeys(records)), fresh)
+    return Built(picture, emulator, counter, kernels, qemus, tuple(dict.fromkeys(records)), fresh)
 
 
 @contextmanager
@@ -181,6 +187,7 @@ def host_for(
         image=built.image,
         keys=builds.keys(cache),
         store=cache.root / "store",
+        counter=built.counter,
         cpus=cpus,
         iommu=iommu,
         ats=ats,
@@ -380,6 +387,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
             for test, here in only_testbed.items()
             if here
         )
+    found.measurements.extend(instructions.compared(found.measurements))
     results = checks.judge(
         rules,
         found.measurements,
@@ -388,7 +396,10 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
         checks.Plan(
             tests=tests,
             variants=variants,
-            names=dict.fromkeys(variants, names),
+            names={
+                variant: names - instructions.not_compared(variant, variants)
+                for variant in variants
+            },
             host=host_name,
             testbed=settings.testbed if server is None else None,
             series=tuple(dict.fromkeys(config.series for config in plan if config.series)),

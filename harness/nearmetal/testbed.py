@@ -46,6 +46,8 @@ class Parts:
     image: Image
     keys: Keys
     store: Path
+    counter: Path | None = None
+    """The plugin that counts instructions, or None for an emulator without."""
     cpus: int = 2
     memory_mib: int = 6144
     iommu: bool = True
@@ -54,9 +56,15 @@ class Parts:
     """Whether the initiator has ATS."""
 
 
-def command_line(parts: Parts, *, port: int, console: Path, scratch: Path) -> list[str]:
-    """The emulator's command line; ``port`` on the loopback leads to the host's sshd."""
+def command_line(
+    parts: Parts, *, port: int, console: Path, scratch: Path, instructions: Path
+) -> list[str]:
+    """The emulator's command line; ``port`` on the loopback leads to the host's sshd.
+
+    ``instructions`` is the log of the plugin that counts them.
+    """
     nvme = f"{scratch}/disk.raw"
+    plugin = ("-plugin", f"{parts.counter},log={instructions}") if parts.counter else ()
     return [
         str(parts.emulator.program),
         *("-L", str(parts.emulator.firmware)),
@@ -93,14 +101,23 @@ def command_line(parts: Parts, *, port: int, console: Path, scratch: Path) -> li
         # right by accident otherwise, or lie in a hole of the switch's window
         *("-object", "memory-backend-ram,id=shift,size=1G,share=on"),
         *("-device", "ivshmem-plain,memdev=shift"),
+        *plugin,
     ]
 
 
 class Testbed:
     """A running emulator; a context manager owns it."""
 
-    def __init__(self, parts: Parts, process: subprocess.Popen[bytes], console: Console, port: int):
+    def __init__(
+        self,
+        parts: Parts,
+        process: subprocess.Popen[bytes],
+        console: Console,
+        port: int,
+        instructions: Path | None,
+    ) -> None:
         self.parts = parts
+        self.instructions = instructions
         self.process = process
         self.console = console
         self.port = port
@@ -143,7 +160,8 @@ def power_on(
         stream.truncate(128 << 20)
     console.unlink(missing_ok=True)
     port = _free_port()
-    line = command_line(parts, port=port, console=console, scratch=scratch)
+    counts = console.with_name("instructions.log")
+    line = command_line(parts, port=port, console=console, scratch=scratch, instructions=counts)
     with emulator_log.open("ab") as log:
         log.write((" ".join(line) + "\n").encode())
         log.flush()
@@ -155,7 +173,8 @@ def power_on(
             start_new_session=True,
         )
     try:
-        yield Testbed(parts, process, Console("host", console), port)
+        log_of_counts = counts if parts.counter else None
+        yield Testbed(parts, process, Console("host", console), port, log_of_counts)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -180,6 +199,7 @@ def wait_up(testbed: Testbed) -> Host:
         raise BootFailed(error.message, detail=testbed.console.tail(), hint=error.hint) from None
     host.shell.watch, host.shell.console = testbed.watch, testbed.console
     host.p2p = find_p2p(host)
+    host.instructions = testbed.instructions
     return host
 
 

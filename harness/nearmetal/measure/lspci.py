@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from ..errors import MeasurementError
 from ..model import Measurement
 from ..tracing import CONFIG_ADDRESS, CONFIG_DATA, Exits
+from . import instructions
 from .bench import Bench
 from .registers import CONFIG_SIZE, cacheable, latch, parse_dump
 
@@ -70,11 +71,13 @@ def measure(bench: Bench) -> list[Measurement]:
         listing + shell.run("lspci -D -nn -vvv", deadline_s=_DEADLINE_S).stdout
     )
     window = ecam_window(shell.read("/proc/iomem"))
+    found = functions(listing)
     return [
         *passes_cf8(bench),
         *_compared(bench),
         *_passes_ecam(bench, window),
-        *_dwords(bench, functions(listing), window),
+        *_dwords(bench, found, window),
+        *(instructions.measure(bench, found) if bench.host.instructions else ()),
     ]
 
 

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Instructions that the host executes for one config read, as its emulator counts them.
+
+A plugin of the emulator (guest-images/emulator/nm-insns.c) counts them for each of the host's
+CPUs, those of guests apart, and logs the counts when the probe in the guest executes a mark, a
+NOP. So an interval from mark to mark holds all that one read costs outside of the guest: KVM,
+QEMU, and whatever else that CPU did meanwhile. The virtual CPU is held on one CPU of the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..catalogue import CATALOGUE
+from ..errors import MeasurementError
+from ..model import Measurement, Variant
+from ..shell import Shell
+from .bench import Bench
+
+NAMES = ("lspci.dword_instructions", "exit.kernel_pair_instructions")
+COMPARED = ("lspci.dword_instructions_ratio",)
+"""Made when all variants are measured."""
+
+SERIES = 5
+"""A series gives one value, its median: the spread of the values is that of a median."""
+READS = 60
+CLEAN_SHARE = 0.3
+"""At least so many intervals of a series must be free of exits that are not the read's own."""
+
+ELCR = 0x4D0
+"""Edge/level control of the first interrupt controller: KVM serves it with a few instructions."""
+
+_BEGIN, _END = 1, 2
+_DEADLINE_S = 300.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What one CPU of the host did between two marks: instructions, and entries into a guest."""
+
+    host: int
+    guest: int
+    entries: int
+
+
+def parse(log: str) -> list[Interval]:
+    """The intervals in lines of the plugin's log; those that changed the CPU are left out.
+
+    A line is ``number cpu host guest entries``, counts since the emulator's start. Raises
+    MeasurementError where begin and end do not take turns.
+    """
+    intervals: list[Interval] = []
+    rows = [[int(word) for word in line.split()] for line in log.splitlines()]
+    if any(len(row) != 5 for row in rows) or len(rows) % 2:
+        raise MeasurementError(
+            "the emulator's log of instructions is broken", detail="\n".join(log.splitlines()[-3:])
+        )
+    for begin, end in zip(rows[::2], rows[1::2], strict=True):
+        if (begin[0], end[0]) != (_BEGIN, _END):
+            raise MeasurementError(
+                "the marks in the emulator's log of instructions do not take turns",
+                detail=f"{begin}\n{end}",
+            )
+        if begin[1] == end[1]:
+            intervals.append(Interval(*(end[i] - begin[i] for i in (2, 3, 4))))
+    return intervals
+
+
+def clean(intervals: Sequence[Interval], exits: int) -> list[Interval]:
+    """The intervals with no exits but the ``exits`` that the read takes.
+
+    Raises MeasurementError where they are so few that the read must take another path.
+    """
+    found = [one for one in intervals if one.entries == exits]
+    if len(found) < max(1, len(intervals) * CLEAN_SHARE):
+        counts = Counter(one.entries for one in intervals).most_common(4)
+        raise MeasurementError(
+            f"{len(found)} of {len(intervals)} reads took the {exits} exits that they should",
+            detail=", ".join(f"{number} times {entries} exits" for entries, number in counts),
+        )
+    return found
+
+
+def series(log: Path, shell: Shell, words: str, *, count: int = READS) -> list[Interval]:
+    """Run ``nm-insns COUNT words`` in a guest or on the host itself; its intervals.
+
+    ``log`` is the plugin's; lines that were there before are left alone.
+    """
+    begun = log.stat().st_size
+    shell.run(f"nm-insns {count} {words}", deadline_s=_DEADLINE_S)
+    with log.open("rb") as stream:
+        stream.seek(begun)
+        intervals = parse(stream.read().decode())
+    if not count * CLEAN_SHARE <= len(intervals) <= count:
+        raise MeasurementError(
+            f"the emulator counted {len(intervals)} intervals of {count}",
+            detail=f"nm-insns {count} {words}",
+        )
+    return intervals
+
+
+@contextmanager
+def pinned(bench: Bench) -> Iterator[None]:
+    """The guest's virtual CPUs on the host's last CPU, away from where interrupts go first."""
+    shell = bench.host.shell
+    last = int(shell.run("nproc").stdout) - 1
+    threads = [str(cpu["thread-id"]) for cpu in bench.guest.qmp("query-cpus-fast")]
+
+    def place(cpus: str) -> None:
+        for thread in threads:
+            shell.run(f"taskset -p -c {cpus} {thread}")
+
+    place(str(last))
+    try:
+        yield
+    finally:
+        place(f"0-{last}")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Something to count: the probe's words, the exits that it takes, the row that it gives."""
+
+    name: str
+    words: str
+    exits: int
+    context: Mapping[str, str]
+
+
+def _targets(bench: Bench, functions: Mapping[str, str]) -> list[_Target]:
+    """Registers that a cache may keep and one that it may not, of both kinds of functions.
+
+    ``functions`` are the guest's, with their class.
+    """
+    targets = []
+
+    def add(function: str, address: str, register: str, offset: int) -> None:
+        path, exits = ("cf8", 2) if offset < 0x100 else ("ecam", 1)
+        targets.append(
+            _Target(
+                "lspci.dword_instructions",
+                f"config /sys/bus/pci/devices/{address}/config {offset:#x}",
+                exits,
+                {"path": path, "function": function, "register": register},
+            )
+        )
+
+    def first(kind: str) -> str | None:
+        return min((address for address, have in functions.items() if have == kind), default=None)
+
+    bridge, port = first("0600"), first("0604")
+    assigned = first("0108") if bench.host.p2p else None
+    for function, address in (("emulated", bridge), ("assigned", assigned)):
+        if address is not None:
+            add(function, address, "id", 0)
+            add(function, address, "status", 4)
+    for function, address in (("emulated", port), ("assigned", assigned)):
+        if address is not None:
+            add(function, address, "extended", 0x100)
+    pair = _Target("exit.kernel_pair_instructions", f"ports {ELCR:#x}", 2, {"port": f"{ELCR:#x}"})
+    return [*targets, pair]
+
+
+def measure(bench: Bench, functions: Mapping[str, str]) -> list[Measurement]:
+    """The rows of NAMES; what was seen between is kept in ``logs``."""
+    log = bench.host.instructions
+    assert log is not None
+    rows, kept = [], []
+    with pinned(bench):
+        for target in _targets(bench, functions):
+            values = []
+            for _ in range(SERIES):
+                every = series(log, bench.guest.shell, target.words)
+                kept.append({"words": target.words, **summary(every)})
+                values.append(median(clean(every, target.exits)))
+            rows.append(bench.row(target.name, values, **target.context))
+    text = "\n".join(json.dumps(one) for one in kept)
+    (bench.logs / f"{bench.variant}-instructions.jsonl").write_text(text + "\n")
+    return rows
+
+
+def median(intervals: Sequence[Interval]) -> float:
+    """The host's instructions in the middle one."""
+    return statistics.median(one.host for one in intervals)
+
+
+def summary(intervals: Sequence[Interval]) -> dict[str, object]:
+    """All intervals of a series in short, disturbed ones too; instructions of host and guest."""
+    host = sorted(one.host for one in intervals)
+    return {
+        "intervals": len(intervals),
+        "host": {"min": host[0], "median": statistics.median(host), "max": host[-1]},
+        "guest_median": statistics.median(one.guest for one in intervals),
+        "by_exits": dict(sorted(Counter(one.entries for one in intervals).items())),
+    }
+
+
+def not_compared(variant: Variant, variants: Sequence[Variant]) -> frozenset[str]:
+    """Those of COMPARED that a run of ``variants`` has not for one of them."""
+    beside = variant != "vanilla" and "vanilla" in variants
+    return frozenset() if beside else frozenset(COMPARED)
+
+
+def compared(rows: Iterable[Measurement]) -> list[Measurement]:
+    """The rows of COMPARED, from those of a whole run."""
+    counted = [row for row in rows if row.name == "lspci.dword_instructions"]
+    vanilla = {tuple(row.context.items()): row for row in counted if row.variant == "vanilla"}
+    return [
+        dataclasses.replace(
+            row,
+            name="lspci.dword_instructions_ratio",
+            unit=CATALOGUE["lspci.dword_instructions_ratio"].unit,
+            values=(base.median / row.median,),
+            derived=True,
+        )
+        for row in counted
+        if row.variant != "vanilla" and (base := vanilla.get(tuple(row.context.items())))
+    ]
