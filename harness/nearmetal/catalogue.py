@@ -8,7 +8,10 @@ error is found when a file is read and not after an hour's run.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from .model import Variant
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Entry:
     meaning: str
     better: str = "lower"
     """``lower``, ``higher`` or ``equal`` (neither is better)."""
+    beside_vanilla: bool = False
+    """Whether it compares a variant with vanilla, so that vanilla itself has none."""
 
 
 _ENTRIES = (
@@ -65,6 +70,7 @@ _ENTRIES = (
         "lspci",
         "the same of vanilla, divided by the variant's",
         "higher",
+        beside_vanilla=True,
     ),
     Entry(
         "exit.kernel_pair_instructions",
@@ -128,6 +134,14 @@ _ENTRIES = (
 
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 TESTS: tuple[str, ...] = ("lspci", "vmexit", "p2p")
+
+
+def planned(names: frozenset[str], variants: Sequence[Variant]) -> dict[Variant, frozenset[str]]:
+    """Which of the names a run of these variants has to give for each of them."""
+    compared = frozenset(name for name, entry in CATALOGUE.items() if entry.beside_vanilla)
+    alone = names - compared
+    beside = names if "vanilla" in variants else alone
+    return {variant: alone if variant == "vanilla" else beside for variant in variants}
 
 
 def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:

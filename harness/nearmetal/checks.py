@@ -32,7 +32,7 @@ from typing import Any
 import simpleeval
 import yaml
 
-from .catalogue import CATALOGUE, TESTS, nearest
+from .catalogue import CATALOGUE, TESTS, nearest, planned
 from .errors import Exit, UsageError
 from .model import VARIANTS, CheckResult, Measurement, Missing, Skipped, Status, Variant
 from .schema import Violation, load_schema, violation
@@ -121,7 +121,7 @@ def plan_all(
     return Plan(
         tests=tuple(tests),
         variants=tuple(variants),
-        names=dict.fromkeys(variants, names),
+        names=planned(names, variants),
         host=host,
         testbed=testbed,
         series=tuple(series),

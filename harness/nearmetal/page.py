@@ -54,6 +54,14 @@ PLOTS: tuple[Plot, ...] = (
     ),
     Plot("lspci", "Time of one 4-byte config read", {"lspci.dword_ns": "in the guest"}),
     Plot(
+        "lspci",
+        "Instructions of the host for one 4-byte config read",
+        {
+            "lspci.dword_instructions": "a read",
+            "exit.kernel_pair_instructions": "two port accesses that KVM serves",
+        },
+    ),
+    Plot(
         "vmexit",
         "Exits for one sample of the monitoring agent",
         {

@@ -16,7 +16,7 @@ from pathlib import Path
 from . import builds, checks, inventory, report, series, tables, testbed, ui
 from .builds import Image, Kernel, Qemu
 from .cache import Cache, sha256_file
-from .catalogue import TESTS, nearest
+from .catalogue import TESTS, nearest, planned
 from .errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, UsageError
 from .guest import Guest, GuestParts, running_guest
 from .host import Host, reach
@@ -396,10 +396,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
         checks.Plan(
             tests=tests,
             variants=variants,
-            names={
-                variant: names - instructions.not_compared(variant, variants)
-                for variant in variants
-            },
+            names=planned(names, variants),
             host=host_name,
             testbed=settings.testbed if server is None else None,
             series=tuple(dict.fromkeys(config.series for config in plan if config.series)),

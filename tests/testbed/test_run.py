@@ -24,6 +24,8 @@ WANTED = {
     "lspci.exits",
     "lspci.pass_us",
     "lspci.dword_ns",
+    "lspci.dword_instructions",
+    "exit.kernel_pair_instructions",
     "vmexit.agent.exits_per_sample",
     "vmexit.agent.samples_per_s",
     "p2p.read_mib_s",

@@ -21,6 +21,7 @@ from nearmetal.checks import (
     plan_all,
 )
 from nearmetal.errors import Exit, UsageError
+from nearmetal.measure.instructions import compared
 from nearmetal.model import CheckResult, Measurement, Missing, Skipped, Variant
 
 NAME = "lspci.userspace_exits"
@@ -428,6 +429,17 @@ def healthy() -> list[Measurement]:
         ("lspci.bytes_compared", 1536),
     ):
         rows.append(row(value, value, name=name, path="cf8"))
+    for path, function, register, count in (
+        ("cf8", "emulated", "id", 9618),
+        ("cf8", "emulated", "status", 9618),
+        ("cf8", "assigned", "id", 10830),
+        ("cf8", "assigned", "status", 11088),
+        ("ecam", "emulated", "extended", 7491),
+        ("ecam", "assigned", "extended", 8690),
+    ):
+        words = {"path": path, "function": function, "register": register}
+        rows.append(row(count, count, name="lspci.dword_instructions", **words))
+    rows.append(row(2710, 2710, name="exit.kernel_pair_instructions", port="0x4d0"))
     agent = {
         "vmexit.agent.exits_per_sample": 812.5,
         "vmexit.agent.userspace_exits_per_sample": 768,
@@ -449,6 +461,9 @@ def healthy() -> list[Measurement]:
             moved = 16 << 20 if way == taken else 0
             rows.append(row(moved, moved, name=f"p2p.bytes_{way}", setup=setup))
     return rows
+
+
+ID = {"path": "cf8", "function": "emulated", "register": "id"}
 
 
 def spoil(rows: list[Measurement], name: str, *values: float, **context: str) -> list[Measurement]:
@@ -487,7 +502,8 @@ def patched() -> tuple[list[Measurement], Plan]:
     """A healthy run with the variant off, which equals vanilla."""
     off = [dataclasses.replace(one, variant="off") for one in healthy()]
     tests = ("lspci", "vmexit", "p2p")
-    return [*healthy(), *off], plan_all(tests, ("vanilla", "off"), testbed="amd")
+    rows = [*healthy(), *off]
+    return [*rows, *compared(rows)], plan_all(tests, ("vanilla", "off"), testbed="amd")
 
 
 def test_off_that_equals_vanilla_passes(defaults: tuple[Check, ...]) -> None:
@@ -509,15 +525,17 @@ def cached() -> tuple[list[Measurement], Plan]:
     on = []
     for one in rows:
         value = changed.get((one.name, one.context.get("path")))
+        if one.name == "lspci.dword_instructions" and one.context["register"] == "id":
+            value = 2632
         values = one.values if value is None else tuple(float(value) for _ in one.values)
         on.append(dataclasses.replace(one, variant="on", series="pci-config-cache", values=values))
     plan = dataclasses.replace(
         PLAN,
         variants=("vanilla", "on"),
         series=("pci-config-cache",),
-        names=dict.fromkeys(("vanilla", "on"), PLAN.names["vanilla"]),
+        names=plan_all(PLAN.tests, ("vanilla", "on")).names,
     )
-    return [*rows, *on], plan
+    return [*rows, *on, *compared([*rows, *on])], plan
 
 
 def test_a_cache_that_keeps_what_it_may_passes(defaults: tuple[Check, ...]) -> None:
@@ -525,7 +543,7 @@ def test_a_cache_that_keeps_what_it_may_passes(defaults: tuple[Check, ...]) -> N
     results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
     assert set(results.values()) == {"pass", "skip"}, results
     mine = {name: status for name, status in results.items() if "config-cache" in name}
-    assert len(mine) == 5
+    assert len(mine) == 7
     assert set(mine.values()) == {"pass"}
 
 
@@ -542,6 +560,9 @@ def test_a_cache_that_keeps_what_it_may_passes(defaults: tuple[Check, ...]) -> N
             "vmexit.agent.userspace_exits_per_sample",
             768,
         ),
+        ("dword-costs-a-third", "lspci.dword_instructions_ratio", 2.99),
+        ("dword-near-the-floor", "lspci.dword_instructions", 3117),
+        ("dword-near-the-floor", "lspci.dword_instructions", 2303),
     ],
 )
 def test_a_cache_that_is_wrong_by_one_fails(
@@ -565,6 +586,8 @@ def test_a_cache_that_is_wrong_by_one_fails(
         ("off.cf8-exits-equal-vanilla", "lspci.userspace_exits", {"path": "cf8"}),
         ("off.ecam-exits-equal-vanilla", "lspci.exits", {"path": "ecam"}),
         ("off.agent-userspace-exits-equal-vanilla", "vmexit.agent.userspace_exits_per_sample", {}),
+        ("off.instructions-equal-vanilla", "lspci.dword_instructions", {"path": "ecam"}),
+        ("off.instructions-equal-vanilla", "exit.kernel_pair_instructions", {}),
         ("off.p2p-data-intact", "p2p.corrupt_bytes", {}),
         ("off.p2p-data-intact", "p2p.iommu_faults", {}),
         ("off.p2p-routes-equal-vanilla", "p2p.bytes_direct", {"setup": "iommu"}),
@@ -583,6 +606,22 @@ def test_one_exit_more_in_off_fails(
     ]
     results = {result.name: result.status for result in judge(defaults, spoiled, (), (), plan)}
     assert results[check] == "fail"
+
+
+@pytest.mark.parametrize(("count", "status"), [(9647, "pass"), (9667, "fail")])
+def test_off_may_ask_whether_there_is_a_cache(
+    defaults: tuple[Check, ...], count: float, status: str
+) -> None:
+    rows, plan = patched()
+    name = "lspci.dword_instructions"
+    spoiled = [
+        dataclasses.replace(one, values=(count,))
+        if one.variant == "off" and one.name == name and one.context["path"] == "cf8"
+        else one
+        for one in rows
+    ]
+    results = {result.name: result.status for result in judge(defaults, spoiled, (), (), plan)}
+    assert results["off.config-port-instructions-near-vanilla"] == status
 
 
 @pytest.mark.parametrize(
@@ -605,6 +644,8 @@ def test_one_exit_more_in_off_fails(
             (1,),
             {},
         ),
+        ("lspci.dword-instructions-repeat", "lspci.dword_instructions", (9600, 9700), ID),
+        ("lspci.dword-costs-more-than-its-exits", "lspci.dword_instructions", (2710,), ID),
         ("vmexit.userspace-exits-are-exits", "vmexit.agent.exits_per_sample", (700,), {}),
         ("vmexit.pmu-exits-are-exits", "vmexit.agent.pmu_exits_per_sample", (900,), {}),
         ("p2p.data-intact", "p2p.corrupt_bytes", (0, 1), {"setup": "iommu"}),

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..catalogue import CATALOGUE
 from ..errors import MeasurementError
-from ..model import Measurement, Variant
+from ..model import Measurement
 from ..shell import Shell
 from .bench import Bench
 
@@ -200,12 +200,6 @@ def summary(intervals: Sequence[Interval]) -> dict[str, object]:
         "guest_median": statistics.median(one.guest for one in intervals),
         "by_exits": dict(sorted(Counter(one.entries for one in intervals).items())),
     }
-
-
-def not_compared(variant: Variant, variants: Sequence[Variant]) -> frozenset[str]:
-    """Those of COMPARED that a run of ``variants`` has not for one of them."""
-    beside = variant != "vanilla" and "vanilla" in variants
-    return frozenset() if beside else frozenset(COMPARED)
 
 
 def compared(rows: Iterable[Measurement]) -> list[Measurement]:
