@@ -385,13 +385,22 @@ def qemu(settings: Settings, cache: Cache, source: Source, *, patches: Sequence[
     )
 
 
+def _plugin_header(source: Source) -> Path:
+    """The header that plugins of TCG include; newer trees have it at another place."""
+    for folder in ("qemu", "plugins"):
+        header = source.folder / "include" / folder / "qemu-plugin.h"
+        if header.is_file():
+            return header
+    raise BuildFailed(f"{source} has no qemu-plugin.h", hint="QEMU 10.0.y is what is supported")
+
+
 def counter(settings: Settings, cache: Cache, source: Source) -> Path:
     """The emulator's plugin that counts instructions (guest-images/emulator/nm-insns.c).
 
     It needs only a header of QEMU's, so that a change in it builds no emulator.
     """
     program = settings.repo / "guest-images" / "emulator" / "nm-insns.c"
-    header = source.folder / "include" / "qemu" / "qemu-plugin.h"
+    header = _plugin_header(source)
     glib = ["pkg-config", "--cflags", "--libs", "glib-2.0"]
 
     def build(work: Path) -> None:
