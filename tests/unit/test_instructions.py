@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nearmetal.errors import MeasurementError
-from nearmetal.measure.instructions import Interval, clean, compared, median, parse, summary
+from nearmetal.measure.instructions import Interval, clean, compared, parse, summary, undisturbed
 from nearmetal.model import Measurement, Variant
 
 LOG = (Path(__file__).parent / "data" / "instructions" / "cf8-vanilla.log").read_text()
@@ -18,11 +18,9 @@ LOG = (Path(__file__).parent / "data" / "instructions" / "cf8-vanilla.log").read
 def test_recorded_reads() -> None:
     intervals = parse(LOG)
     assert len(intervals) == 40
-    undisturbed = clean(intervals, 2)
-    assert 12 <= len(undisturbed) < 40
-    assert median(undisturbed) == 9618
-    assert min(one.host for one in undisturbed) == 9618
-    assert {one.guest for one in undisturbed if one.host == 9618} == {1027}
+    assert 12 <= len(clean(intervals, 2)) < 40
+    assert undisturbed(intervals, 2) == 9618
+    assert {one.guest for one in intervals if one.host == 9618} == {1027}
     assert all(one.host > 9618 for one in intervals if one.entries > 2)
 
 
@@ -39,6 +37,13 @@ def test_disturbed_reads_are_told() -> None:
 def test_reads_that_take_another_path_are_refused(exits: int) -> None:
     with pytest.raises(MeasurementError, match=f"0 of 40 reads took the {exits} exits"):
         clean(parse(LOG), exits)
+
+
+def test_a_count_that_hardly_any_read_took_is_refused() -> None:
+    reads = [Interval(100 + number, 0, 2) for number in range(11)]
+    with pytest.raises(MeasurementError, match="1 of 11 reads took 100 instructions"):
+        undisturbed(reads, 2)
+    assert undisturbed([*reads, Interval(100, 0, 2)], 2) == 100
 
 
 def test_nothing_counted_is_refused() -> None:
