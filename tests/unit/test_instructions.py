@@ -33,6 +33,13 @@ def test_disturbed_reads_are_told() -> None:
     assert sum(by_exits.values()) == 40
 
 
+def test_one_read_with_fewer_exits_is_refused() -> None:
+    reads = [Interval(100, 0, 2)] * 20
+    assert clean(reads, 2) == reads
+    with pytest.raises(MeasurementError, match="20 of 21 reads"):
+        clean([*reads, Interval(90, 0, 1)], 2)
+
+
 @pytest.mark.parametrize("exits", [0, 1])
 def test_reads_that_take_another_path_are_refused(exits: int) -> None:
     with pytest.raises(MeasurementError, match=f"0 of 40 reads took the {exits} exits"):

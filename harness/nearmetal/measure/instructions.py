@@ -31,7 +31,7 @@ COMPARED = ("lspci.dword_instructions_ratio",)
 SERIES = 5
 """A series gives one value, the count of an undisturbed read."""
 READS = 60
-CLEAN_SHARE = 0.3
+CLEAN_SHARE = 0.1
 """At least so many intervals of a series must be free of exits that are not the read's own."""
 SAME_SHARE = 0.1
 """At least so many of these must have exactly the count that is taken for the undisturbed one."""
@@ -78,10 +78,12 @@ def parse(log: str) -> list[Interval]:
 def clean(intervals: Sequence[Interval], exits: int) -> list[Interval]:
     """The intervals with no exits but the ``exits`` that the read takes.
 
-    Raises MeasurementError where they are so few that the read must take another path.
+    Raises MeasurementError where a read took fewer, or nearly all took more: then reads take
+    another path than the one that they stand for.
     """
     found = [one for one in intervals if one.entries == exits]
-    if len(found) < max(1, len(intervals) * CLEAN_SHARE):
+    fewer = any(one.entries < exits for one in intervals)
+    if fewer or len(found) < max(1, len(intervals) * CLEAN_SHARE):
         counts = Counter(one.entries for one in intervals).most_common(4)
         raise MeasurementError(
             f"{len(found)} of {len(intervals)} reads took the {exits} exits that they should",
@@ -100,7 +102,7 @@ def series(log: Path, shell: Shell, words: str, *, count: int = READS) -> list[I
     with log.open("rb") as stream:
         stream.seek(begun)
         intervals = parse(stream.read().decode())
-    if not count * CLEAN_SHARE <= len(intervals) <= count:
+    if not count / 2 <= len(intervals) <= count:
         raise MeasurementError(
             f"the emulator counted {len(intervals)} intervals of {count}",
             detail=f"nm-insns {count} {words}",
