@@ -28,7 +28,7 @@ NAMES = ("lspci.dword_instructions", "exit.kernel_pair_instructions")
 COMPARED = ("lspci.dword_instructions_ratio",)
 """Made when all variants are measured."""
 
-SERIES = 5
+SERIES = 3
 """A series gives one value, the count of an undisturbed read."""
 READS = 60
 CLEAN_SHARE = 0.1
