@@ -428,7 +428,11 @@ def healthy() -> list[Measurement]:
         ("lspci.bytes_compared", 1536),
     ):
         rows.append(row(value, value, name=name, path="cf8"))
-    for kind, functions, exits in (("emulated", 9, 1920), ("above", 2, 1920), ("assigned", 2, 1920)):
+    for kind, functions, exits in (
+        ("emulated", 9, 1920),
+        ("above", 2, 1920),
+        ("assigned", 2, 1920),
+    ):
         rows.append(row(exits, exits, name="ecam.read_exits", path="ecam", function=kind))
         rows.append(row(functions, name="ecam.functions", function=kind))
     rows.append(row(0, name="ecam.mapped_functions"))
