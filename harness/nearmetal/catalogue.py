@@ -80,6 +80,26 @@ _ENTRIES = (
         "equal",
     ),
     Entry(
+        "ecam.read_exits",
+        "exits",
+        "lspci",
+        "exits for reads of config space by ECAM in one pass of lspci -xxxx",
+    ),
+    Entry(
+        "ecam.functions",
+        "functions",
+        "lspci",
+        "functions that the guest has, by what stands behind them",
+        "equal",
+    ),
+    Entry(
+        "ecam.mapped_functions",
+        "functions",
+        "lspci",
+        "functions whose config space QEMU says it maps into the guest",
+        "higher",
+    ),
+    Entry(
         "vmexit.agent.exits_per_sample",
         "exits/sample",
         "vmexit",

@@ -24,6 +24,7 @@ sys.path.insert(0, str(REPO / "tests" / "testbed"))
 
 import test_pci_config_cache as selftests  # noqa: E402
 import test_pci_config_cache_guest as proofs  # noqa: E402
+import test_pci_ecam_guest as ecam  # noqa: E402
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 
@@ -97,12 +98,39 @@ MUTANTS: dict[str, Proof] = {
 }
 
 
+RENUMBERINGS_OPERATIONS = 400
+"""Two in a hundred operations of the random program give a bus another number."""
+
+
+def ecam_moves(place: ecam.Place) -> None:
+    with ecam.booted(place, "mutant", *ecam.NO_HINT) as guest:
+        ecam.random_program_sees_the_same(guest, RENUMBERINGS_OPERATIONS)
+
+
+def ecam_plugs(place: ecam.Place) -> None:
+    with ecam.booted(place, "mutant") as guest:
+        ecam.plugged_functions_are_mapped(place, guest)
+
+
+def ecam_chooses(place: ecam.Place) -> None:
+    with ecam.booted(place, "mutant", *ecam.NO_HINT) as guest:
+        assert ecam.mapped(guest) == ecam.emulated(guest)
+
+
+ECAM_MUTANTS: dict[str, Callable[[ecam.Place], None]] = {
+    "qemu-ecam-renumbering-moves-nothing": ecam_moves,
+    "qemu-ecam-hotplug-leaves-all-ones": ecam_plugs,
+    "qemu-ecam-maps-ports-above-assigned-functions": ecam_chooses,
+}
+"""Their proofs hold without a mutant: tests/testbed/test_pci_ecam_guest.py runs them."""
+
+
 KERNEL_MUTANTS = {"linux-latch-without-snapshot": "x86/pci_config_cache_test"}
 """Mutants of the host's kernel, by the KVM selftest that proves what they take out."""
 
 
 def test_every_mutant_is_listed() -> None:
-    names = {*MUTANTS, *KERNEL_MUTANTS}
+    names = {*MUTANTS, *KERNEL_MUTANTS, *ECAM_MUTANTS}
     assert {path.stem for path in FOLDER.glob("*.patch")} == names
 
 
@@ -118,6 +146,19 @@ def test_kernel_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, n
     ):
         selftests.selftest(conf, cache, off, host, KERNEL_MUTANTS[name])
     print(f"{name}: {str(caught.value)[:600]}")
+
+
+@pytest.mark.parametrize("name", sorted(ECAM_MUTANTS))
+def test_ecam_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, name: str) -> None:
+    plan = variants.configs(series.load_series(conf.repo / "patches"), ("on",))
+    on = next(one for one in plan if one.series == "pci-ecam")
+    mutated = dataclasses.replace(on, qemu_patches=(*on.qemu_patches, FOLDER / f"{name}.patch"))
+    with (
+        ecam.place_for(conf, cache, mutated, tmp_path) as place,
+        pytest.raises(AssertionError) as caught,
+    ):
+        ECAM_MUTANTS[name](place)
+    print(f"{name}: {caught.value}")
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))

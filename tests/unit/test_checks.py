@@ -440,6 +440,14 @@ def healthy() -> list[Measurement]:
         words = {"path": path, "function": function, "register": register}
         rows.append(row(count, count, name="lspci.dword_instructions", **words))
     rows.append(row(2710, 2710, name="exit.kernel_pair_instructions", port="0x4d0"))
+    for kind, functions, exits in (
+        ("emulated", 9, 1920),
+        ("above", 2, 1920),
+        ("assigned", 2, 1920),
+    ):
+        rows.append(row(exits, exits, name="ecam.read_exits", path="ecam", function=kind))
+        rows.append(row(functions, name="ecam.functions", function=kind))
+    rows.append(row(0, name="ecam.mapped_functions"))
     agent = {
         "vmexit.agent.exits_per_sample": 812.5,
         "vmexit.agent.userspace_exits_per_sample": 768,
@@ -494,7 +502,9 @@ def test_a_healthy_run_passes_all_default_checks(defaults: tuple[Check, ...]) ->
     # only what is about a variant that this run does not have is left out
     skipped = {result.name for result in results if result.status == "skip"}
     assert skipped == {
-        check.name for check in defaults if check.name.startswith(("off.", "pci-config-cache."))
+        check.name
+        for check in defaults
+        if check.name.startswith(("off.", "pci-config-cache.", "pci-ecam."))
     }
 
 
@@ -514,28 +524,92 @@ def test_off_that_equals_vanilla_passes(defaults: tuple[Check, ...]) -> None:
     assert not [one for one in results if one.status == "skip" and one.name.startswith("off.")]
 
 
+def switched_on(
+    series: str, changed: dict[tuple[str, str | None], float], key: str
+) -> tuple[list[Measurement], Plan]:
+    """A healthy run with a series on; ``changed`` is by name and the context's ``key``."""
+    rows = healthy()
+    on = []
+    for one in rows:
+        value = changed.get((one.name, one.context.get(key)))
+        values = one.values if value is None else tuple(float(value) for _ in one.values)
+        on.append(dataclasses.replace(one, variant="on", series=series, values=values))
+    plan = dataclasses.replace(
+        PLAN,
+        variants=("vanilla", "on"),
+        series=(series,),
+        names=plan_all(PLAN.tests, ("vanilla", "on")).names,
+    )
+    return [*rows, *on], plan
+
+
 def cached() -> tuple[list[Measurement], Plan]:
     """A healthy run with pci-config-cache on: what may be kept is, and nothing else."""
-    rows = healthy()
-    changed = {
+    changed: dict[tuple[str, str | None], float] = {
         ("lspci.userspace_exits", "cf8"): 134,
         ("lspci.userspace_exits_cacheable", "cf8"): 0,
         ("vmexit.agent.userspace_exits_per_sample", None): 19,
     }
-    on = []
-    for one in rows:
-        value = changed.get((one.name, one.context.get("path")))
-        if one.name == "lspci.dword_instructions" and one.context["register"] == "id":
-            value = 2632
-        values = one.values if value is None else tuple(float(value) for _ in one.values)
-        on.append(dataclasses.replace(one, variant="on", series="pci-config-cache", values=values))
-    plan = dataclasses.replace(
-        PLAN,
-        variants=("vanilla", "on"),
-        series=("pci-config-cache",),
-        names=plan_all(PLAN.tests, ("vanilla", "on")).names,
+    rows, plan = switched_on("pci-config-cache", changed, "path")
+    kept = [
+        dataclasses.replace(one, values=(2632.0, 2632.0))
+        if one.name == "lspci.dword_instructions"
+        and one.variant == "on"
+        and one.context["register"] == "id"
+        else one
+        for one in rows
+    ]
+    return [*kept, *compared(kept)], plan
+
+
+def mapped() -> tuple[list[Measurement], Plan]:
+    """A healthy run with pci-ecam on: what QEMU emulates takes no exit, all else what it took."""
+    rows, plan = switched_on(
+        "pci-ecam",
+        {("ecam.read_exits", "emulated"): 0, ("ecam.mapped_functions", None): 9},
+        "function",
     )
-    return [*rows, *on, *compared([*rows, *on])], plan
+    ports = "lspci.exits"
+    rows += compared(rows)
+    return [
+        dataclasses.replace(one, values=(512.0,))
+        if one.name == ports and one.variant == "on" and one.context["path"] == "cf8"
+        else one
+        for one in rows
+    ], plan
+
+
+def test_pages_that_are_mapped_pass(defaults: tuple[Check, ...]) -> None:
+    rows, plan = mapped()
+    results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
+    mine = {name: status for name, status in results.items() if name.startswith("pci-ecam.")}
+    assert len(mine) == 4
+    assert set(mine.values()) == {"pass"}, mine
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "function", "value"),
+    [
+        ("mapped-reads-take-no-exit", "ecam.read_exits", "emulated", 1),
+        ("unmapped-functions-are-unchanged", "ecam.read_exits", "assigned", 1),
+        ("unmapped-functions-are-unchanged", "ecam.read_exits", "above", 1919),
+        ("emulated-functions-leave-the-ports", "lspci.exits", None, 640),
+        ("emulated-functions-leave-the-ports", "lspci.exits", None, 0),
+        ("emulated-functions-are-mapped", "ecam.mapped_functions", None, 8),
+    ],
+)
+def test_pages_that_are_not_as_they_should_be_fail(
+    defaults: tuple[Check, ...], check: str, name: str, function: str | None, value: float
+) -> None:
+    rows, plan = mapped()
+    spoilt = [
+        dataclasses.replace(one, values=(value,))
+        if (one.name, one.variant, one.context.get("function")) == (name, "on", function)
+        else one
+        for one in rows
+    ]
+    results = {result.name: result.status for result in judge(defaults, spoilt, (), (), plan)}
+    assert results[f"pci-ecam.{check}"] == "fail"
 
 
 def test_a_cache_that_keeps_what_it_may_passes(defaults: tuple[Check, ...]) -> None:

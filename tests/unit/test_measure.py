@@ -6,7 +6,7 @@ import pytest
 from nearmetal.catalogue import CATALOGUE
 from nearmetal.errors import MeasurementError, UsageError
 from nearmetal.measure import routes
-from nearmetal.measure.lspci import ecam_window, functions
+from nearmetal.measure.lspci import ecam_page, ecam_window, functions, kinds
 from nearmetal.measure.p2p import bandwidth, bars, find
 from nearmetal.run import TEST_CASES, resolve_tests
 
@@ -30,6 +30,38 @@ def test_ecam_window_hidden_from_users_is_refused() -> None:
 def test_functions() -> None:
     listing = "0000:00:00.0 0600: 8086:29c0\n0000:03:00.0 0108: 1b36:0010 (rev 02)\n"
     assert functions(listing) == {"0000:00:00.0": "0600", "0000:03:00.0": "0108"}
+
+
+def device(
+    bus: int, slot: int, name: str = "", below: list[dict[str, object]] | None = None
+) -> dict[str, object]:
+    found: dict[str, object] = {"bus": bus, "slot": slot, "function": 0, "qdev_id": name}
+    if below is not None:
+        found["pci_bridge"] = {"bus": {}, "devices": below}
+    return found
+
+
+def test_kinds_of_functions() -> None:
+    """The port in front of an assigned function is told apart, and no port above that one."""
+    assigned = device(4, 0, "hostdev0")
+    switch = device(1, 0, "up0", [device(2, 0, "dn0", [assigned]), device(2, 1, "dn1", [])])
+    empty = device(0, 3)
+    empty["pci_bridge"] = {"bus": {}}
+    buses = [{"bus": 0, "devices": [device(0, 0), device(0, 2, "rp0", [switch]), empty]}]
+    assert kinds(buses) == {
+        "00:00.0": "emulated",
+        "00:02.0": "emulated",
+        "00:03.0": "emulated",
+        "01:00.0": "emulated",
+        "02:00.0": "above",
+        "02:01.0": "emulated",
+        "04:00.0": "assigned",
+    }
+
+
+def test_pages_of_functions() -> None:
+    assert ecam_page(0xB0000000, "00:00.0") == 0xB0000000
+    assert ecam_page(0xB0000000, "ff:1f.7") == 0xBFFFF000
 
 
 ALLOCATE = "/sys/devices/pci0000:00/0000:03:00.0/p2pmem/allocate"

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,15 +138,18 @@ class _Target:
     context: Mapping[str, str]
 
 
-def _targets(bench: Bench, functions: Mapping[str, str]) -> list[_Target]:
+def _targets(bench: Bench, functions: Mapping[str, str], mapped: Collection[str]) -> list[_Target]:
     """Registers that a cache may keep and one that it may not, of both kinds of functions.
 
-    ``functions`` are the guest's, with their class.
+    ``functions`` are the guest's, with their class; ``mapped`` those that it reads by ECAM,
+    without an exit.
     """
     targets = []
 
     def add(function: str, address: str, register: str, offset: int) -> None:
         path, exits = ("cf8", 2) if offset < 0x100 else ("ecam", 1)
+        if address in mapped:
+            path, exits = "ecam", 0
         targets.append(
             _Target(
                 "lspci.dword_instructions",
@@ -172,13 +175,15 @@ def _targets(bench: Bench, functions: Mapping[str, str]) -> list[_Target]:
     return [*targets, pair]
 
 
-def measure(bench: Bench, functions: Mapping[str, str]) -> list[Measurement]:
+def measure(
+    bench: Bench, functions: Mapping[str, str], mapped: Collection[str] = ()
+) -> list[Measurement]:
     """The rows of NAMES; what was seen between is kept in ``logs``."""
     log = bench.host.instructions
     assert log is not None
     rows, kept = [], []
     with pinned(bench):
-        for target in _targets(bench, functions):
+        for target in _targets(bench, functions, mapped):
             values = []
             for _ in range(SERIES):
                 every = series(log, bench.guest.shell, target.words)
@@ -233,5 +238,7 @@ def compared(rows: Iterable[Measurement]) -> list[Measurement]:
             derived=True,
         )
         for row in counted
-        if row.variant != "vanilla" and (base := vanilla.get(tuple(row.context.items())))
+        if row.variant != "vanilla"
+        and row.median
+        and (base := vanilla.get(tuple(row.context.items())))
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from ..errors import MeasurementError
 from ..model import Measurement
@@ -27,6 +28,9 @@ NAMES = (
     "lspci.uncacheable_dwords",
     "lspci.byte_mismatches",
     "lspci.bytes_compared",
+    "ecam.read_exits",
+    "ecam.functions",
+    "ecam.mapped_functions",
 )
 
 PASSES = 3
@@ -38,6 +42,12 @@ _DEADLINE_S = 300.0
 HOST_BRIDGE = "/machine/q35"
 CACHE_ACTIVE = "config-cache-active"
 """Where QEMU's series pci-config-cache puts its switch (docs/system/i386/pci-config-cache.rst)."""
+ECAM_MAPPED = "ecam-mapped"
+"""Where its series pci-ecam lists the functions that it maps (docs/specs/pci-ecam-hint.rst)."""
+ASSIGNED_ID = "hostdev"
+"""How the ids of assigned devices begin (guest.py)."""
+ECAM_PAGE = 4096
+"""Bytes of ECAM a function has (PCIe r6.2, 7.2.2)."""
 
 
 def config_exits(exits: Exits) -> int:
@@ -63,6 +73,31 @@ def functions(listing: str) -> dict[str, str]:
     return dict(re.findall(r"^(\S+) ([0-9a-f]{4}): ", listing, re.M))
 
 
+def kinds(buses: list[dict[str, Any]]) -> dict[str, str]:
+    """What stands behind each function, from the answer to QMP's ``query-pci``.
+
+    ``assigned``: a function of the host's, whose registers change in hardware; ``above``: the
+    port in front of one, whose link status is that of the function (hw/pci/pcie.c,
+    pcie_sync_bridge_lnk); ``emulated``: all else. By address, ``01:00.0``.
+    """
+    found: dict[str, str] = {}
+
+    def walk(devices: list[dict[str, Any]]) -> bool:
+        """Whether one of them is assigned."""
+        any_assigned = False
+        for device in devices:
+            address = f"{device['bus']:02x}:{device['slot']:02x}.{device['function']:x}"
+            assigned = str(device.get("qdev_id", "")).startswith(ASSIGNED_ID)
+            below = device.get("pci_bridge", {}).get("devices", [])
+            found[address] = "assigned" if assigned else "above" if walk(below) else "emulated"
+            any_assigned |= assigned
+        return any_assigned
+
+    for bus in buses:
+        walk(bus["devices"])
+    return found
+
+
 def measure(bench: Bench) -> list[Measurement]:
     """All rows of the lspci test."""
     shell = bench.guest.shell
@@ -77,7 +112,11 @@ def measure(bench: Bench) -> list[Measurement]:
         *_compared(bench),
         *_passes_ecam(bench, window),
         *_dwords(bench, found, window),
-        *(instructions.measure(bench, found) if bench.host.instructions else ()),
+        *(
+            instructions.measure(bench, found, [f"0000:{one}" for one in _mapped(bench)])
+            if bench.host.instructions
+            else ()
+        ),
     ]
 
 
@@ -168,10 +207,42 @@ def _passes_ecam(bench: Bench, window: tuple[int, int]) -> list[Measurement]:
     totals = [exits.mmio_reads(*window) for exits in counted]
     users = [exits.mmio_reads_userspace(*window) for exits in counted]
     return [
+        *_by_kind(bench, window[0], counted),
         bench.row("lspci.pass_us", times, path="ecam", **{"pass": "second"}),
         bench.row("lspci.exits", totals, path="ecam", **{"pass": "second"}),
         bench.row("lspci.userspace_exits", users, path="ecam", **{"pass": "second"}),
     ]
+
+
+def _by_kind(bench: Bench, base: int, counted: list[Exits]) -> list[Measurement]:
+    """What the reads of ECAM cost by what is read, and which functions QEMU says it maps."""
+    guest = bench.guest
+    known = kinds(guest.qmp("query-pci"))
+    rows = []
+    for kind in ("emulated", "above", "assigned"):
+        pages = [ecam_page(base, address) for address, what in known.items() if what == kind]
+        exits = [sum(one.mmio_reads(page, page + ECAM_PAGE) for page in pages) for one in counted]
+        rows.append(bench.row("ecam.read_exits", exits, path="ecam", function=kind))
+        rows.append(bench.row("ecam.functions", [len(pages)], function=kind))
+    mapped = _mapped(bench)
+    strange = [address for address in mapped if known.get(address) != "emulated"]
+    if strange:
+        raise MeasurementError(f"QEMU maps config space of {strange[0]}, which it must not")
+    return [*rows, bench.row("ecam.mapped_functions", [len(mapped)])]
+
+
+def _mapped(bench: Bench) -> list[str]:
+    """The functions that QEMU says it maps into the guest, as ``01:00.0``."""
+    if not bench.guest.has_property(HOST_BRIDGE, ECAM_MAPPED):
+        return []
+    found: list[str] = bench.guest.qmp("qom-get", path=HOST_BRIDGE, property=ECAM_MAPPED)
+    return found
+
+
+def ecam_page(base: int, address: str) -> int:
+    """Where a function's config space is in the guest's memory, ``base`` being bus 0's."""
+    bus, device, function = (int(part, 16) for part in re.split("[:.]", address))
+    return base + (bus << 20 | device << 15 | function << 12)
 
 
 def _counted_pass(bench: Bench, command: str, number: int) -> Exits:

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Series pci-ecam with a guest: mapped config space takes no exit, and never shows another value.
+
+Values are compared in a guest that is told not to use the hint: it reads through the ports, which
+QEMU serves, and the random program (guest-images/probes/nm-fuzz.c) holds that against the mapped
+window. Exits are counted in a guest that uses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_pci_config_cache_guest import (
+    EDU,
+    OPERATIONS,
+    PORT,
+    SEED,
+    UNBIND_NVME,
+    addresses,
+    empty_port,
+    plug,
+    unplug,
+    until,
+)
+
+from nearmetal import run, series, variants
+from nearmetal.cache import Cache
+from nearmetal.guest import CMDLINE, Guest, GuestParts, running_guest
+from nearmetal.host import Host
+from nearmetal.measure import bench, lspci
+from nearmetal.measure.registers import CONFIG_SIZE, latch
+from nearmetal.settings import Settings
+from nearmetal.tracing import Exits, counting
+
+pytestmark = pytest.mark.testbed
+
+NO_HINT = ("-append", f"{CMDLINE} pci=noecamhint")
+"""QEMU takes the last -append."""
+WHOLE_FUNCTION = 2 * CONFIG_SIZE // 4
+"""Exits for all registers at the ports, one for the address and one for the data."""
+SAYS = "hypervisor says which devices ECAM is fast for"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A host whose assigned functions are with vfio-pci, and what its guest is made of."""
+
+    host: Host
+    parts: GuestParts
+    logs: Path
+
+
+@contextmanager
+def place_for(conf: Settings, cache: Cache, config: variants.Config, logs: Path) -> Iterator[Place]:
+    made = run.build_all(conf, cache, [config], with_testbed=True)
+    with cache.lock("testbed"), run.host_for(conf, cache, made, config, None, logs) as host:
+        host.load_kvm(config.modules)
+        assigned = [host.p2p["peer"], host.p2p["disk"]]
+        parts = run.guest_parts(conf, cache, made, config, host, assigned)
+        parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT))
+        with host.vfio(assigned):
+            yield Place(host, parts, logs)
+
+
+@contextmanager
+def booted(place: Place, label: str, *words: str) -> Iterator[Guest]:
+    """A guest with two assigned NVMe functions that nobody uses, and an empty root port."""
+    parts = dataclasses.replace(place.parts, extra=(*place.parts.extra, *words))
+    with running_guest(place.host, parts, logs=place.logs, label=label) as guest:
+        guest.shell.run(UNBIND_NVME)
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def place(
+    conf: Settings, cache: Cache, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    plan = variants.configs(series.load_series(conf.repo / "patches"), ("on",))
+    config = next(one for one in plan if one.series == "pci-ecam")
+    with place_for(conf, cache, config, tmp_path_factory.mktemp("logs")) as found:
+        yield found
+
+
+def mapped(guest: Guest) -> set[str]:
+    """The functions that QEMU says it maps."""
+    listed = guest.qmp("qom-get", path=lspci.HOST_BRIDGE, property=lspci.ECAM_MAPPED)
+    assert len(listed) == len(set(listed))
+    return set(listed)
+
+
+def kinds(guest: Guest) -> dict[str, str]:
+    return lspci.kinds(guest.qmp("query-pci"))
+
+
+def emulated(guest: Guest) -> set[str]:
+    return {address for address, kind in kinds(guest).items() if kind == "emulated"}
+
+
+def counted(place: Place, guest: Guest, command: str) -> Exits:
+    with counting(place.host.shell) as tracer:
+        where = bench.Bench(place.host, guest, tracer, "on", place.logs, "pci-ecam")
+        said, exits = where.traced("ecam", f"nm-run {command}", deadline_s=300)
+    assert said["status"] == 0
+    return exits
+
+
+def ecam_reads(guest: Guest, exits: Exits, address: str) -> int:
+    base, _ = lspci.ecam_window(guest.shell.read("/proc/iomem"))
+    page = lspci.ecam_page(base, address)
+    return exits.mmio_reads(page, page + lspci.ECAM_PAGE)
+
+
+def port_exits(exits: Exits, address: str) -> int:
+    """Exits to QEMU for a function's registers at the ports."""
+    latched = (latch(f"0000:{address}", offset) for offset in range(0, CONFIG_SIZE, 4))
+    return sum(exits.config_user.get(value, 0) for value in latched)
+
+
+def random_program_sees_the_same(guest: Guest, operations: int = OPERATIONS) -> None:
+    print(f"seed {SEED}, {operations} operations")
+    port = empty_port(guest)
+    edu = plug(guest)
+    assert edu.removeprefix("0000:") in mapped(guest)
+    writable = [*addresses(guest, "-d ::0108"), *addresses(guest, "-d ::0106")]
+    writable += addresses(guest, "-d ::0c05")
+    assert len(writable) == 4
+    window, _ = lspci.ecam_window(guest.shell.read("/proc/iomem"))
+    words = " ".join(f"-w {address}" for address in writable)
+    done = guest.shell.run(
+        f"nm-fuzz {words} -b {port} -i {edu} {SEED} {operations} {window:#x}",
+        deadline_s=300 + operations * 2.0,
+    )
+    said = json.loads(done.stdout.splitlines()[-1])
+    print(said)
+    unplug(guest)
+    assert said["mismatches"] == 0, f"seed {SEED}: {said['first']}"
+    assert said["reads"] > operations
+
+
+def plugged_functions_are_mapped(place: Place, guest: Guest) -> None:
+    """The guest looks at the empty slot first, where it finds all ones without an exit."""
+    port = empty_port(guest)
+    before = mapped(guest)
+    for _ in range(2):
+        guest.shell.run(f"echo 1 > /sys/bus/pci/devices/{port}/rescan")
+        assert not addresses(guest, f"-d {EDU}")
+        edu = plug(guest).removeprefix("0000:")
+        assert mapped(guest) == before | {edu}
+        exits = counted(place, guest, f"lspci -s {edu} -xxx")
+        assert ecam_reads(guest, exits, edu) == port_exits(exits, edu) == 0
+        unplug(guest)
+        assert mapped(guest) == before
+        guest.shell.run(f"echo 1 > /sys/bus/pci/devices/{port}/rescan")
+        assert not addresses(guest, f"-d {EDU}"), "the guest found a device that is gone"
+
+
+class TestThroughThePorts:
+    """The guest doesn't use the hint: what it reads through the ports is what QEMU says."""
+
+    @pytest.fixture(scope="class")
+    def guest(self, place: Place) -> Iterator[Guest]:
+        with booted(place, "ports", *NO_HINT) as guest:
+            yield guest
+
+    def test_emulated_functions_are_mapped_and_no_others(self, guest: Guest) -> None:
+        found = kinds(guest)
+        assert sorted(found.values()).count("assigned") == 2
+        assert sorted(found.values()).count("above") == 2
+        assert mapped(guest) == emulated(guest)
+
+    def test_the_parameter_keeps_the_guest_from_using_the_hint(
+        self, place: Place, guest: Guest
+    ) -> None:
+        assert SAYS not in guest.shell.run("dmesg").stdout
+        exits = counted(place, guest, "lspci -xxx")
+        for address in kinds(guest):
+            assert port_exits(exits, address) == WHOLE_FUNCTION, address
+
+    def test_random_program_sees_the_same(self, guest: Guest) -> None:
+        random_program_sees_the_same(guest)
+        assert mapped(guest) == emulated(guest)
+
+    def test_reset_takes_pages_from_buses_that_are_gone(self, guest: Guest) -> None:
+        """QEMU resets all functions; the last test, for the guest does not come back."""
+        assert any(not address.startswith("00:") for address in mapped(guest))
+        guest.qmp("stop")
+        guest.qmp("set-action", reboot="reset")
+        guest.qmp("system_reset")
+        until(
+            lambda: all(address.startswith("00:") for address in mapped(guest)),
+            "QEMU's unmapping functions behind bridges that have no bus number",
+        )
+
+
+class TestWithTheHint:
+    """The guest reads by ECAM where the hint says so."""
+
+    @pytest.fixture(scope="class")
+    def guest(self, place: Place) -> Iterator[Guest]:
+        with booted(place, "hint") as guest:
+            yield guest
+
+    def test_reads_of_emulated_functions_take_no_exit(self, place: Place, guest: Guest) -> None:
+        assert SAYS in guest.shell.run("dmesg").stdout
+        exits = counted(place, guest, "lspci -xxxx")
+        found = kinds(guest)
+        assert len(found) > 10
+        for address, kind in found.items():
+            ports = 0 if kind == "emulated" else WHOLE_FUNCTION
+            assert port_exits(exits, address) == ports, address
+            extended = 0 if kind == "emulated" else (lspci.ECAM_PAGE - CONFIG_SIZE) // 4
+            assert ecam_reads(guest, exits, address) == extended, address
+
+    def test_plugged_functions_are_mapped(self, place: Place, guest: Guest) -> None:
+        plugged_functions_are_mapped(place, guest)
