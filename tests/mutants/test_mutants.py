@@ -23,6 +23,7 @@ REPO = settings.repository()
 sys.path.insert(0, str(REPO / "tests" / "testbed"))
 
 import test_pci_config_cache_guest as proofs  # noqa: E402
+import test_pmu_passthrough as pmu  # noqa: E402
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 
@@ -96,8 +97,16 @@ MUTANTS: dict[str, Proof] = {
 }
 
 
+SELFTEST_MUTANTS: dict[str, str] = {
+    "linux-pmu-fastpath-forgets-filter": "x86/pmu_eventsel_test",
+    "linux-pmu-fastpath-loses-instructions": "x86/pmu_eventsel_test",
+    "linux-pmu-guest-only-is-dropped": "x86/pmu_eventsel_test",
+}
+"""Mutants of KVM that one of its selftests must catch, without a guest of our own."""
+
+
 def test_every_mutant_is_listed() -> None:
-    assert {path.stem for path in FOLDER.glob("*.patch")} == set(MUTANTS)
+    assert {path.stem for path in FOLDER.glob("*.patch")} == {*MUTANTS, *SELFTEST_MUTANTS}
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))
@@ -114,4 +123,21 @@ def test_mutant_is_caught(
         pytest.raises(AssertionError) as caught,
     ):
         MUTANTS[name](host, guest, tmp_path)
+    print(f"{name}: {caught.value}")
+
+
+@pytest.mark.parametrize("name", sorted(SELFTEST_MUTANTS))
+def test_mutant_is_caught_by_a_selftest(
+    conf: Settings, cache: Cache, tmp_path: Path, name: str
+) -> None:
+    """The selftest is built without the mutant, and passes without it: test_pmu_passthrough."""
+    clean = pmu.patched_config(conf)
+    config = dataclasses.replace(
+        clean, linux_patches=(*clean.linux_patches, FOLDER / f"{name}.patch")
+    )
+    with (
+        pmu.mediated(conf, cache, config, tmp_path) as (host, _),
+        pytest.raises(AssertionError, match="Test Assertion Failure") as caught,
+    ):
+        pmu.selftest(conf, cache, clean, host, SELFTEST_MUTANTS[name])
     print(f"{name}: {caught.value}")
