@@ -25,6 +25,7 @@ sys.path.insert(0, str(REPO / "tests" / "testbed"))
 import test_pci_config_cache as selftests  # noqa: E402
 import test_pci_config_cache_guest as proofs  # noqa: E402
 import test_pci_ecam_guest as ecam  # noqa: E402
+import test_pmu_passthrough as pmu  # noqa: E402
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 
@@ -125,12 +126,20 @@ ECAM_MUTANTS: dict[str, Callable[[ecam.Place], None]] = {
 """Their proofs hold without a mutant: tests/testbed/test_pci_ecam_guest.py runs them."""
 
 
+SELFTEST_MUTANTS: dict[str, str] = {
+    "linux-pmu-fastpath-forgets-filter": "x86/pmu_eventsel_test",
+    "linux-pmu-fastpath-loses-instructions": "x86/pmu_eventsel_test",
+    "linux-pmu-guest-only-is-dropped": "x86/pmu_eventsel_test",
+}
+"""Mutants of KVM that one of its selftests must catch, without a guest of our own."""
+
+
 KERNEL_MUTANTS = {"linux-latch-without-snapshot": "x86/pci_config_cache_test"}
 """Mutants of the host's kernel, by the KVM selftest that proves what they take out."""
 
 
 def test_every_mutant_is_listed() -> None:
-    names = {*MUTANTS, *KERNEL_MUTANTS, *ECAM_MUTANTS}
+    names = {*MUTANTS, *KERNEL_MUTANTS, *ECAM_MUTANTS, *SELFTEST_MUTANTS}
     assert {path.stem for path in FOLDER.glob("*.patch")} == names
 
 
@@ -172,4 +181,21 @@ def test_mutant_is_caught(
         pytest.raises(AssertionError) as caught,
     ):
         MUTANTS[name](host, guest, tmp_path)
+    print(f"{name}: {caught.value}")
+
+
+@pytest.mark.parametrize("name", sorted(SELFTEST_MUTANTS))
+def test_mutant_is_caught_by_a_selftest(
+    conf: Settings, cache: Cache, tmp_path: Path, name: str
+) -> None:
+    """The selftest is built without the mutant, and passes without it: test_pmu_passthrough."""
+    clean = pmu.patched_config(conf)
+    config = dataclasses.replace(
+        clean, linux_patches=(*clean.linux_patches, FOLDER / f"{name}.patch")
+    )
+    with (
+        pmu.mediated(conf, cache, config, tmp_path) as (host, _),
+        pytest.raises(AssertionError, match="Test Assertion Failure") as caught,
+    ):
+        pmu.selftest(conf, cache, clean, host, SELFTEST_MUTANTS[name])
     print(f"{name}: {caught.value}")
