@@ -55,7 +55,7 @@ PLOTS: tuple[Plot, ...] = (
     Plot("lspci", "Time of one 4-byte config read", {"lspci.dword_ns": "in the guest"}),
     Plot(
         "lspci",
-        "Instructions of the host for one 4-byte config read",
+        "Host instructions of one 4-byte config read",
         {
             "lspci.dword_instructions": "a read",
             "exit.kernel_pair_instructions": "two port accesses that KVM serves",
