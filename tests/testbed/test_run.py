@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nearmetal.measure import p2p
 from nearmetal.settings import Settings
 
 pytestmark = pytest.mark.testbed
@@ -34,6 +35,8 @@ WANTED = {
     "p2p.corrupt_bytes",
     "p2p.iommu_faults",
 }
+WAYS = {"bare": "direct", "iommu": "redirected", "ats": "translated"}
+"""The set-ups of p2p, and the way that the switch's counters must show."""
 
 
 def nearmetal(conf: Settings, *words: str) -> subprocess.CompletedProcess[str]:
@@ -101,8 +104,18 @@ def test_peer_to_peer_moved_every_byte(document: dict[str, Any]) -> None:
     found = rows(document, "p2p.corrupt_bytes")
     assert {row["context"]["direction"] for row in found} == {"read", "write"}
     assert all(value == 0 for row in found for value in row["values"])
-    (faults,) = rows(document, "p2p.iommu_faults")
-    assert faults["values"] == [0]
+    faults = rows(document, "p2p.iommu_faults")
+    assert {row["context"]["setup"] for row in faults} == set(WAYS)
+    assert all(row["values"] == [0] for row in faults)
+
+
+@pytest.mark.parametrize(("setup", "way"), sorted(WAYS.items()))
+def test_every_set_up_takes_its_way(document: dict[str, Any], setup: str, way: str) -> None:
+    """8 MiB written and 8 MiB read a run, each byte by this way and no other."""
+    for name in WAYS.values():
+        (row,) = rows(document, f"p2p.bytes_{name}", setup=setup)
+        moved = 2 * p2p.BYTES if name == way else 0
+        assert row["values"] == [moved] * p2p.RUNS
 
 
 def test_builds_are_recorded_exactly(document: dict[str, Any]) -> None:
