@@ -7,7 +7,7 @@ from nearmetal.catalogue import CATALOGUE
 from nearmetal.errors import MeasurementError, UsageError
 from nearmetal.measure import routes
 from nearmetal.measure.lspci import ecam_page, ecam_window, functions, kinds
-from nearmetal.measure.p2p import bandwidth, bars, find
+from nearmetal.measure.p2p import bandwidth, find, peer_memory
 from nearmetal.run import TEST_CASES, resolve_tests
 
 IOMEM = """\
@@ -98,11 +98,11 @@ def test_ports_of_a_switch_that_counts() -> None:
         routes.parse("0000:02:00.0 005d 00")
 
 
-def test_memory_bars_that_are_set() -> None:
-    assert bars("0x00000000fe800000\n0x0000000000000000\n0x0000004000000000\n") == (
-        0xFE800000,
-        0x4000000000,
-    )
+def test_the_largest_bar_is_the_peer_s_memory() -> None:
+    register, buffer = "0xfe800000 0xfe803fff\n", "0x240000000 0x243ffffff\n"
+    assert peer_memory(register + buffer) == peer_memory(buffer + register) == 0x240000000
+    with pytest.raises(MeasurementError, match="no memory BAR"):
+        peer_memory("")
 
 
 def test_bandwidth_in_mib_a_second() -> None:
