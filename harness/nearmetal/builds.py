@@ -385,6 +385,27 @@ def qemu(settings: Settings, cache: Cache, source: Source, *, patches: Sequence[
     )
 
 
+def _compile(program: Path, target: Path, *words: str) -> None:
+    """One C file of ours to a program or a library; BuildFailed with the first errors."""
+    line: list[str | Path] = [
+        "gcc",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-o",
+        target,
+        program,
+        *words,
+    ]
+    try:
+        proc.run(line, deadline_s=120)
+    except proc.CommandFailed as error:
+        raise BuildFailed(
+            f"{program.name} does not build", detail=first_errors(error.output)
+        ) from None
+
+
 def _plugin_header(source: Source) -> Path:
     """The header that plugins of TCG include; newer trees have it at another place."""
     for folder in ("qemu", "plugins"):
@@ -406,18 +427,11 @@ def counter(settings: Settings, cache: Cache, source: Source) -> Path:
     def build(work: Path) -> None:
         try:
             flags = proc.run(glib, deadline_s=30).stdout.split()
-            proc.run(
-                [
-                    *("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"),
-                    *("-o", work / "nm-insns.so", program),
-                    *(f"-I{header.parent}", *flags),
-                ],
-                deadline_s=120,
-            )
         except proc.CommandFailed as error:
             raise BuildFailed(
-                f"{program.name} does not build", detail=first_errors(error.output)
+                f"{program.name} does not build: glib-2.0 is missing", detail=error.output
             ) from None
+        _compile(program, work / "nm-insns.so", "-fPIC", "-shared", f"-I{header.parent}", *flags)
 
     ingredients = {
         "program": sha256_file(program),
@@ -479,18 +493,7 @@ def probes(settings: Settings, cache: Cache) -> Stored:
 
     def build(work: Path) -> None:
         for program in sorted(folder.glob("nm-*.c")):
-            try:
-                proc.run(
-                    [
-                        *("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static"),
-                        *("-o", work / program.stem, program),
-                    ],
-                    deadline_s=120,
-                )
-            except proc.CommandFailed as error:
-                raise BuildFailed(
-                    f"{program.name} does not build", detail=first_errors(error.output)
-                ) from None
+            _compile(program, work / program.stem, "-static")
 
     ingredients = {"files": sha256_tree(folder), "compiler": _compiler(), "recipe": 1}
     return cache.make("probes", ingredients, build, what="building the probes")

@@ -472,7 +472,6 @@ def _measure_setups(
     for setup in (p2p.BARE, p2p.ATS):
         here = logs / setup.name
         here.mkdir()
-        row = bench.rows(config.variant, config.series, settings.testbed)
         try:
             with (
                 host_for(
@@ -501,9 +500,10 @@ def _measure_setups(
                     found.boot_retries += guest.boot_retries
                     where = guest
                     routes.set_acs(host.shell, routes.read(host.shell), p2p.ATS_CONTROL)
+                row = bench.rows(host, config.variant, config.series, settings.testbed)
                 with ui.step(f"measuring p2p, set-up {setup.name}, on {config.variant}"):
                     found.measurements.extend(
-                        p2p.transfers(host, where, setup, row(host), logs, config.variant)
+                        p2p.transfers(host, where, setup, row, logs, config.variant)
                     )
         except MeasurementError as error:
             ui.tell_error(error)

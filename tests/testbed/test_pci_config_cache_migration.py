@@ -26,7 +26,8 @@ from nearmetal.settings import Settings
 pytestmark = pytest.mark.testbed
 
 SEED = int(os.environ.get("NEARMETAL_FUZZ_SEED", random.SystemRandom().randrange(1 << 31)))
-OPERATIONS = 60
+OPERATIONS = 400
+"""Enough for the program to outlast a move."""
 PORT = ("-device", "pcie-root-port,id=hp0,chassis=20,slot=20")
 EDU = ("-device", "edu,bus=hp0,id=edu0")
 MIGRATION_DEADLINE_S = 180.0
@@ -45,6 +46,18 @@ def migrate(source: Guest, target: Guest, uri: str) -> None:
     while target.qmp("query-status")["status"] != "running":
         assert time.monotonic() < end, "the target does not run"
         time.sleep(0.3)
+
+
+def move(source: Guest, target: Guest, uri: str) -> None:
+    """Migrate in the middle of the random program, and log in on the other side."""
+    assert not done(source), "the random program was over before the move"
+    migrate(source, target, uri)
+    target.login()
+    assert not done(target), "the random program was over before the guest arrived"
+
+
+def done(guest: Guest) -> bool:
+    return guest.shell.run(f"test -e {RESULT}", check=False).status == 0
 
 
 def address(guest: Guest, selector: str) -> str:
@@ -67,7 +80,7 @@ def start_program(guest: Guest, seed: int) -> None:
 
 def result(guest: Guest) -> dict[str, int]:
     end = time.monotonic() + 120 + OPERATIONS * 2.0
-    while guest.shell.run(f"test -e {RESULT}", check=False).status:
+    while not done(guest):
         assert time.monotonic() < end, "the random program does not end"
         time.sleep(1)
     said: dict[str, int] = json.loads(guest.shell.read(RESULT).splitlines()[-1])
@@ -80,17 +93,15 @@ def active(guest: Guest) -> int:
 
 def test_guest_moves_between_on_and_off(conf: Settings, cache: Cache, tmp_path: Path) -> None:
     print(f"seed {SEED}, {OPERATIONS} operations a move")
-    plan = variants.configs(series.load_series(conf.repo / "patches"), ("on",))
-    on = next(one for one in plan if one.series == "pci-config-cache")
+    off, *every = variants.configs(series.load_series(conf.repo / "patches"), ("off", "on"))
+    on = next(one for one in every if one.series == "pci-config-cache")
+    assert off.qemu_patches == on.qemu_patches
     made = run.build_all(conf, cache, [on], with_testbed=True)
     with cache.lock("testbed"), run.host_for(conf, cache, made, on, None, tmp_path) as host:
         host.load_kvm(on.modules)
         parts = run.guest_parts(conf, cache, made, on, host, [])
         parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT, *EDU))
-        without = dataclasses.replace(
-            parts, extra=tuple(word for word in parts.extra if "config-cache" not in word)
-        )
-        without = dataclasses.replace(without, extra=_drop_lonely_globals(without.extra))
+        without = dataclasses.replace(parts, extra=(*off.qemu_args, *PORT, *EDU))
         with (
             running_guest(host, parts, logs=tmp_path, label="first-on") as first,
             waiting_guest(host, without, logs=tmp_path, label="second-off") as second,
@@ -98,8 +109,7 @@ def test_guest_moves_between_on_and_off(conf: Settings, cache: Cache, tmp_path: 
         ):
             assert active(first) == 1
             start_program(first, SEED)
-            migrate(first, second, f"unix:{host.work}/migration-1")
-            second.login()
+            move(first, second, f"unix:{host.work}/migration-1")
             assert not second.has_property(lspci.HOST_BRIDGE, lspci.CACHE_ACTIVE) or not active(
                 second
             )
@@ -107,17 +117,10 @@ def test_guest_moves_between_on_and_off(conf: Settings, cache: Cache, tmp_path: 
             assert said["mismatches"] == 0, f"seed {SEED}: {said}"
             assert said["reads"] > OPERATIONS
             start_program(second, SEED + 1)
-            migrate(second, third, f"unix:{host.work}/migration-2")
-            third.login()
+            move(second, third, f"unix:{host.work}/migration-2")
             assert active(third) == 1
             said = result(third)
             assert said["mismatches"] == 0, f"seed {SEED + 1}: {said}"
             third.shell.run("lspci -xxx", deadline_s=120)
             kept = third.qmp("qom-get", path=lspci.HOST_BRIDGE, property="config-cache-functions")
             assert int(kept) > 0, "KVM serves nothing behind the migration"
-
-
-def _drop_lonely_globals(words: tuple[str, ...]) -> tuple[str, ...]:
-    """The words without a ``-global`` that lost its value."""
-    pairs = zip(words, (*words[1:], "-"), strict=True)
-    return tuple(word for word, after in pairs if not (word == "-global" and after.startswith("-")))

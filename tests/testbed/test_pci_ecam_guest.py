@@ -9,7 +9,6 @@ window. Exits are counted in a guest that uses it.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +18,11 @@ from test_pci_config_cache_guest import (
     EDU,
     OPERATIONS,
     PORT,
-    SEED,
     UNBIND_NVME,
     addresses,
     empty_port,
     plug,
+    random_program,
     unplug,
     until,
 )
@@ -122,24 +121,10 @@ def port_exits(exits: Exits, address: str) -> int:
 
 
 def random_program_sees_the_same(guest: Guest, operations: int = OPERATIONS) -> None:
-    print(f"seed {SEED}, {operations} operations")
-    port = empty_port(guest)
     edu = plug(guest)
     assert edu.removeprefix("0000:") in mapped(guest)
-    writable = [*addresses(guest, "-d ::0108"), *addresses(guest, "-d ::0106")]
-    writable += addresses(guest, "-d ::0c05")
-    assert len(writable) == 4
-    window, _ = lspci.ecam_window(guest.shell.read("/proc/iomem"))
-    words = " ".join(f"-w {address}" for address in writable)
-    done = guest.shell.run(
-        f"nm-fuzz {words} -b {port} -i {edu} {SEED} {operations} {window:#x}",
-        deadline_s=300 + operations * 2.0,
-    )
-    said = json.loads(done.stdout.splitlines()[-1])
-    print(said)
     unplug(guest)
-    assert said["mismatches"] == 0, f"seed {SEED}: {said['first']}"
-    assert said["reads"] > operations
+    random_program(guest, operations)
 
 
 def plugged_functions_are_mapped(place: Place, guest: Guest) -> None:

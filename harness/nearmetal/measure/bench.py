@@ -31,7 +31,8 @@ class Bench:
 
     def row(self, name: str, values: Iterable[float], **context: str) -> Measurement:
         """A measurement of this bench; ``context`` tells rows of one name apart."""
-        return rows(self.variant, self.series, self.testbed)(self.host)(name, values, **context)
+        row = rows(self.host, self.variant, self.series, self.testbed)
+        return row(name, values, **context)
 
     def traced(
         self, label: str, command: str, *, deadline_s: float
@@ -63,26 +64,23 @@ Row = Callable[..., Measurement]
 """(name, values, **context): a measurement; ``context`` tells rows of one name apart."""
 
 
-def rows(variant: Variant, series: str | None, testbed: str | None) -> Callable[[Host], Row]:
+def rows(host: Host, variant: Variant, series: str | None, testbed: str | None) -> Row:
     """What makes the measurements of a variant on a host."""
 
-    def on(host: Host) -> Row:
-        def row(name: str, values: Iterable[float], **context: str) -> Measurement:
-            if testbed:
-                context["testbed"] = testbed
-            return Measurement(
-                name=name,
-                variant=variant,
-                unit=CATALOGUE[name].unit,
-                values=tuple(float(value) for value in values),
-                provenance=host.facts.provenance,
-                series=series,
-                context=context,
-            )
+    def row(name: str, values: Iterable[float], **context: str) -> Measurement:
+        if testbed:
+            context["testbed"] = testbed
+        return Measurement(
+            name=name,
+            variant=variant,
+            unit=CATALOGUE[name].unit,
+            values=tuple(float(value) for value in values),
+            provenance=host.facts.provenance,
+            series=series,
+            context=context,
+        )
 
-        return row
-
-    return on
+    return row
 
 
 def _json_line(command: str, out: str) -> dict[str, Any]:
