@@ -13,10 +13,13 @@
  * -i  an edu device (QEMU, docs/specs/edu.rst): its INTx is raised and lowered,
  *     which changes Interrupt Status with no config write at all
  *
+ * SIGTERM ends it behind the operation that it is at.
+ *
  * Prints {"operations", "reads", "writes", "resets", "renumberings",
  * "interrupts", "mismatches", "first"}.
  */
 #include <dirent.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -268,6 +271,13 @@ static void find_functions(void)
 	closedir(dir);
 }
 
+static volatile sig_atomic_t stop;
+
+static void end(int signal)
+{
+	stop = signal;
+}
+
 int main(int argc, char **argv)
 {
 	unsigned long operations, i;
@@ -297,7 +307,8 @@ int main(int argc, char **argv)
 			err(1, "BAR 0 of the edu device");
 		ecam_write(intx, 4, 2, (ecam_read(intx, 4, 2) | 2) & ~(1u << 10));
 	}
-	for (i = 0; i < operations; i++) {
+	signal(SIGTERM, end);
+	for (i = 0; i < operations && !stop; i++) {
 		operate();
 		if (i % 1000 == 999)
 			for (fd = 0; fd < nr_functions; fd++)
@@ -305,7 +316,7 @@ int main(int argc, char **argv)
 	}
 	printf("{\"operations\": %lu, \"reads\": %lu, \"writes\": %lu, \"resets\": %lu, "
 	       "\"renumberings\": %lu, \"interrupts\": %lu, "
-	       "\"mismatches\": %lu, \"first\": \"%s\"}\n", operations, reads, writes, resets,
+	       "\"mismatches\": %lu, \"first\": \"%s\"}\n", i, reads, writes, resets,
 	       renumberings, interrupts, mismatches, first);
 	return 0;
 }
