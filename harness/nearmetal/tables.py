@@ -12,11 +12,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .catalogue import CATALOGUE
+from .catalogue import CATALOGUE, nearest
 from .errors import UsageError
 from .model import CheckResult, Measurement, Report, Status
 
-README_BEGIN = "<!-- results:begin -->"
+README_BEGIN = re.compile(r"<!-- results:begin(?P<rows>[^>]*?)-->")
+"""May choose rows: ``<!-- results:begin lspci.exits path=cf8; p2p.bytes_direct -->``."""
 README_END = "<!-- results:end -->"
 
 WORST_FIRST: tuple[Status, ...] = ("error", "fail", "skip", "pass")
@@ -153,15 +154,42 @@ def printable(text: str) -> str:
     return _NOT_XML.sub("", _ANSI.sub("", text))
 
 
-def render_readme_table(report: Report) -> str:
-    """The results as a Markdown table, with what they are worth below it."""
+def chosen(rows: Sequence[Measurement], words: str) -> list[Measurement]:
+    """The rows that a marker names, ``name key=value ...`` each, with ``;`` between; all for none.
+
+    Raises UsageError for a name that is not measured by anything.
+    """
+    wanted = [part.split() for part in words.split(";") if part.strip()]
+    for name, *_ in wanted:
+        if name not in CATALOGUE:
+            raise UsageError(
+                f"the table of results asks for '{name}', which is no measurement",
+                hint=nearest(name, list(CATALOGUE)),
+            )
+    if not wanted:
+        return list(rows)
+    return [
+        row
+        for row in rows
+        if any(
+            row.name == name and {tuple(word.split("=", 1)) for word in has} <= row.context.items()
+            for name, *has in wanted
+        )
+    ]
+
+
+def render_readme_table(report: Report, words: str = "") -> str:
+    """The results as a Markdown table, with what they are worth below it.
+
+    ``words`` choose rows, see ``chosen``.
+    """
     shared = shared_context(report.measurements)
     lines = [
         "| measurement | what it is | variant | context | median | unit |",
         "|---|---|---|---|--:|---|",
     ]
     before = ""
-    for row in in_order(report.measurements):
+    for row in in_order(chosen(report.measurements, words)):
         entry = CATALOGUE.get(row.name)
         cells = (
             f"`{row.name}`",
@@ -200,11 +228,11 @@ def update_readme(readme: str, report: Report) -> str:
 
     Raises UsageError where the markers do not stand there once each, in order.
     """
-    begin, end = readme.find(README_BEGIN), readme.find(README_END)
-    if readme.count(README_BEGIN) != 1 or readme.count(README_END) != 1 or begin > end:
+    begins, end = list(README_BEGIN.finditer(readme)), readme.find(README_END)
+    if len(begins) != 1 or readme.count(README_END) != 1 or begins[0].start() > end:
         raise UsageError(
             "the README has no place for the table of results",
-            hint=f"put one line '{README_BEGIN}' and below it one line '{README_END}' into it",
+            hint=f"put a line '<!-- results:begin -->' and below it '{README_END}' into it",
         )
-    head = readme[: begin + len(README_BEGIN)]
-    return f"{head}\n{render_readme_table(report)}{readme[end:]}"
+    head = readme[: begins[0].end()]
+    return f"{head}\n{render_readme_table(report, begins[0]['rows'])}{readme[end:]}"

@@ -479,6 +479,16 @@ def test_the_readme_gets_the_table_between_its_markers_and_nothing_else_changes(
     assert len({line.count("|") for line in rows}) == 1
 
 
+def test_a_marker_chooses_rows() -> None:
+    marker = "<!-- results:begin p2p.read_mib_s; lspci.exits path=none -->"
+    new = update_readme(f"{marker}\nold\n<!-- results:end -->\n", REPORT)
+    rows = [line for line in new.splitlines() if line.startswith("| `")]
+    assert rows
+    assert all(line.startswith("| `p2p.read_mib_s`") for line in rows)
+    with pytest.raises(UsageError, match="raed_mib_s"):
+        update_readme("<!-- results:begin p2p.raed_mib_s -->\n<!-- results:end -->\n", REPORT)
+
+
 @pytest.mark.parametrize(
     "readme",
     [
