@@ -13,7 +13,7 @@ from nearmetal.cache import Cache
 from nearmetal.errors import MeasurementError
 from nearmetal.guest import Guest, running_guest
 from nearmetal.host import Host
-from nearmetal.measure.instructions import Interval, clean, series, undisturbed
+from nearmetal.measure.instructions import Interval, clean, pinned, series, undisturbed
 from nearmetal.settings import Settings
 
 pytestmark = pytest.mark.testbed
@@ -29,7 +29,7 @@ def guest(
 ) -> Iterator[Guest]:  # fmt: skip
     parts = run.guest_parts(conf, cache, built, vanilla, host, [])
     logs = tmp_path_factory.mktemp("guest")
-    with running_guest(host, parts, logs=logs, label="vanilla") as machine:
+    with running_guest(host, parts, logs=logs, label="vanilla") as machine, pinned(host, machine):
         yield machine
 
 

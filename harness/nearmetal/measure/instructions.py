@@ -20,6 +20,8 @@ from pathlib import Path
 
 from ..catalogue import CATALOGUE
 from ..errors import MeasurementError
+from ..guest import Guest
+from ..host import Host
 from ..model import Measurement
 from ..shell import Shell
 from .bench import Bench
@@ -111,11 +113,14 @@ def series(log: Path, shell: Shell, words: str, *, count: int = READS) -> list[I
 
 
 @contextmanager
-def pinned(bench: Bench) -> Iterator[None]:
-    """The guest's virtual CPUs on the host's last CPU, away from where interrupts go first."""
-    shell = bench.host.shell
+def pinned(host: Host, guest: Guest) -> Iterator[None]:
+    """The guest's virtual CPUs on the host's last CPU, away from where interrupts go first.
+
+    Without it the same read was counted with 9408 instructions on one CPU and 9628 on another.
+    """
+    shell = host.shell
     last = int(shell.run("nproc").stdout) - 1
-    threads = [str(cpu["thread-id"]) for cpu in bench.guest.qmp("query-cpus-fast")]
+    threads = [str(cpu["thread-id"]) for cpu in guest.qmp("query-cpus-fast")]
 
     def place(cpus: str) -> None:
         for thread in threads:
@@ -182,7 +187,7 @@ def measure(
     log = bench.host.instructions
     assert log is not None
     rows, kept = [], []
-    with pinned(bench):
+    with pinned(bench.host, bench.guest):
         for target in _targets(bench, functions, mapped):
             values = []
             for _ in range(SERIES):
