@@ -163,10 +163,11 @@ def host_for(
     cpus: int = 2,
     iommu: bool = True,
     ats: bool = False,
+    extra: tuple[str, ...] = (),
 ) -> Iterator[Host]:
     """The host that a variant runs on: the emulated one, booted now, or a server.
 
-    ``cpus``, ``iommu`` and ``ats`` are for the emulated one (testbed.Parts).
+    ``cpus``, ``iommu``, ``ats`` and ``extra`` are for the emulated one (testbed.Parts).
     """
     if server is not None:
         with cache.lock(f"host-{server.name}"):
@@ -191,6 +192,7 @@ def host_for(
         cpus=cpus,
         iommu=iommu,
         ats=ats,
+        extra=extra,
     )
     scratch = cache.root / "tmp" / f"testbed-{os.getpid()}"
     with testbed.running_host(parts, logs=logs, scratch=scratch) as (host, machine, retries):

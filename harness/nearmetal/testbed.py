@@ -54,6 +54,8 @@ class Parts:
     """Whether Linux turns the IOMMU on; it is there in any case."""
     ats: bool = False
     """Whether the initiator has ATS."""
+    extra: tuple[str, ...] = ()
+    """Further words of the emulator's command line."""
 
 
 def command_line(
@@ -102,6 +104,7 @@ def command_line(
         *("-object", "memory-backend-ram,id=shift,size=1G,share=on"),
         *("-device", "ivshmem-plain,memdev=shift"),
         *plugin,
+        *parts.extra,
     ]
 
 
