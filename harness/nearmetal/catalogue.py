@@ -129,6 +129,14 @@ _ENTRIES = (
     Entry("p2p.host_ram_mib_s", "MiB/s", "p2p", "the same transfers with guest RAM", "higher"),
     Entry("p2p.corrupt_bytes", "bytes", "p2p", "bytes that differ after a transfer"),
     Entry(
+        "p2p.ram_bytes",
+        "bytes",
+        "p2p",
+        "bytes of RAM that the initiator moved while it moved the peer's",
+        "equal",
+    ),
+    Entry("p2p.ram_corrupt_bytes", "bytes", "p2p", "bytes of these that differ afterwards"),
+    Entry(
         "p2p.bytes_direct",
         "bytes",
         "p2p",
@@ -154,6 +162,8 @@ _ENTRIES = (
 
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 TESTS: tuple[str, ...] = ("lspci", "vmexit", "p2p")
+GUEST_SETUPS: tuple[str, ...] = ("iommu", "iommufd", "direct")
+"""The set-ups of p2p that are a guest on a host as every test has it (measure/p2p.py)."""
 
 
 def planned(names: frozenset[str], variants: Sequence[Variant]) -> dict[Variant, frozenset[str]]:

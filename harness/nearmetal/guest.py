@@ -56,6 +56,10 @@ class GuestParts:
     iommufd: bool = False
     """Map guest memory by iommufd and not by the type1 container. QEMU 10.0 then does not map
     BARs for DMA, so peer-to-peer between assigned devices does not work."""
+    machine: str = ""
+    """Further options of the machine."""
+    host_addresses: bool = False
+    """Whether the CPU has as many address bits as the host's, for BARs at its addresses."""
     extra: tuple[str, ...] = ()
 
 
@@ -76,9 +80,9 @@ def command_line(
         program,
         *("-L", firmware),
         *("-name", f"guest={name}"),
-        *("-machine", "q35"),
+        *("-machine", ",".join(("q35", parts.machine)) if parts.machine else "q35"),
         *("-accel", "kvm"),
-        *("-cpu", "host"),
+        *("-cpu", "host,host-phys-bits=on" if parts.host_addresses else "host"),
         *("-smp", str(parts.cpus), "-m", str(parts.memory_mib)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-chardev", "stdio,id=qmp,signal=off", "-mon", "chardev=qmp,mode=control"),

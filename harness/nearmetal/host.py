@@ -123,12 +123,17 @@ class Host:
     def load_kvm(self, parameters: Mapping[str, Mapping[str, str]] | None = None) -> None:
         """Load KVM with module parameters; without any, what is loaded is left alone."""
         module = self.facts.kvm_module
+        parameters = {
+            name: values
+            for name, values in (parameters or {}).items()
+            if name in ("kvm", "kvm_amd", "kvm_intel")
+        }
         if not module:
             raise EnvironmentBroken(
                 f"{self.name}: the CPU has neither SVM nor VMX",
                 hint="enable virtualization in the firmware, or use the testbed",
             )
-        wanted = parameters or {}
+        wanted = parameters
         loaded = self.shell.run(f"test -d /sys/module/{module}", check=False).status == 0
         if loaded and not wanted:
             return
@@ -137,6 +142,36 @@ class Host:
         for name in ("kvm", module):
             words = [f"{key}={value}" for key, value in wanted.get(name, {}).items()]
             self.shell.run(shlex.join(["modprobe", name, *words]), deadline_s=120)
+
+    @contextmanager
+    def parameters(self, wanted: Mapping[str, Mapping[str, str]]) -> Iterator[None]:
+        """Parameters of modules other than KVM's, as long as the context lasts.
+
+        They are set by sysfs, where the module is, loaded or built in.
+        """
+        before: dict[str, str] = {}
+        try:
+            for module, values in wanted.items():
+                if module in ("kvm", "kvm_amd", "kvm_intel"):
+                    continue
+                self.shell.run(f"modprobe {shlex.quote(module)} 2>/dev/null", check=False)
+                for key, value in values.items():
+                    path = f"/sys/module/{module}/parameters/{key}"
+                    quoted = shlex.quote(path)
+                    done = self.shell.run(
+                        f"cat {quoted} && echo {shlex.quote(value)} > {quoted}", check=False
+                    )
+                    if done.status:
+                        raise MeasurementError(
+                            f"{self.name}: the kernel has no parameter {module}.{key}",
+                            hint="boot a kernel with the patches of the series",
+                        )
+                    before[path] = done.stdout.strip()
+            yield
+        finally:
+            for path, value in before.items():
+                with contextlib.suppress(MeasurementError):
+                    self.shell.run(f"echo {shlex.quote(value)} > {shlex.quote(path)}")
 
     def bind_vfio(self, address: str) -> str:
         """Give a PCI function to vfio-pci; returns the driver that had it (or nothing)."""

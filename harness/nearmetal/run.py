@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from . import builds, checks, inventory, report, series, tables, testbed, ui
 from .builds import Image, Kernel, Qemu
 from .cache import Cache, sha256_file
-from .catalogue import TESTS, nearest, planned
+from .catalogue import CATALOGUE, TESTS, nearest, planned
 from .errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, UsageError
 from .guest import Guest, GuestParts, running_guest
 from .host import Host, reach
@@ -251,14 +252,23 @@ def measure_variant(
     *,
     keep: bool = False,
 ) -> None:
-    """Boot the variant's guest on the host and run the tests in it, one after another."""
-    left = list(tests)
+    """Boot the variant's guest on the host and run the tests in it, one after another.
+
+    A variant with set-ups of its own has a guest for each.
+    """
+    left = list(measured_by(config, tests))
+    if not left:
+        return
     assigned = [host.p2p[key] for key in ("peer", "disk") if key in host.p2p]
     if not assigned:
         for name in [name for name in left if TEST_CASES[name].needs_p2p]:
             left.remove(name)
             reason = f"the host {host.name} has no devices for p2p (inventory: p2p)"
             found.skipped.append(Skipped(name, config.variant, reason, TEST_CASES[name].names))
+    if config.setups:
+        for setup in config.setups if assigned else ():
+            _try_setup(settings, cache, built, config, p2p.SETUPS[setup], host, logs, logs, found)
+        return
 
     def give_up(error: NearmetalError) -> None:
         for name in left:
@@ -273,6 +283,7 @@ def measure_variant(
         host.forget_log()
         host.load_kvm(config.modules)
         with (
+            host.parameters(config.modules),
             host.vfio(assigned),
             running_guest(
                 host,
@@ -390,6 +401,15 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
             if here
         )
     found.measurements.extend(instructions.compared(found.measurements))
+    by_variant = {
+        variant: {
+            test
+            for config in plan
+            if config.variant == variant
+            for test in measured_by(config, tests)
+        }
+        for variant in variants
+    }
     results = checks.judge(
         rules,
         found.measurements,
@@ -398,7 +418,10 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
         checks.Plan(
             tests=tests,
             variants=variants,
-            names=planned(names, variants),
+            names={
+                variant: frozenset(n for n in wanted if CATALOGUE[n].test in by_variant[variant])
+                for variant, wanted in planned(names, variants).items()
+            },
             host=host_name,
             testbed=settings.testbed if server is None else None,
             series=tuple(dict.fromkeys(config.series for config in plan if config.series)),
@@ -449,7 +472,7 @@ def _measure_on_one_host(
         broken = [config for config in plan if config not in done] or list(plan[-1:])
         told = {(entry.test, entry.variant) for entry in found.missing}
         for config in broken:
-            for name in tests:
+            for name in measured_by(config, tests):
                 if (name, config.variant) not in told:
                     found.missing.append(
                         Missing(
@@ -462,6 +485,11 @@ def _measure_on_one_host(
                     )
 
 
+def measured_by(config: Config, tests: Sequence[str]) -> tuple[str, ...]:
+    """Those of the tests that a variant is measured by."""
+    return tuple(test for test in tests if test == "p2p" or not config.setups)
+
+
 def _measure_setups(
     settings: Settings,
     cache: Cache,
@@ -470,54 +498,108 @@ def _measure_setups(
     logs: Path,
     found: _Found,
 ) -> None:
-    """The set-ups of p2p beside ``iommu``, each on an emulated host of its own."""
+    """The set-ups of p2p beside ``iommu`` that need an emulated host of their own."""
     for setup in (p2p.BARE, p2p.ATS):
         here = logs / setup.name
         here.mkdir()
-        try:
-            with (
-                host_for(
-                    settings,
-                    cache,
-                    built,
-                    config,
-                    None,
-                    here,
-                    found,
-                    iommu=setup is not p2p.BARE,
-                    ats=setup is p2p.ATS,
-                ) as host,
-                contextlib.ExitStack() as stack,
-            ):
-                host.forget_log()
-                where: Guest | Host = host
-                if setup is p2p.ATS:
-                    host.load_kvm(config.modules)
-                    assigned = [host.p2p["peer"], host.p2p["disk"]]
-                    stack.enter_context(host.vfio(assigned))
-                    parts = guest_parts(settings, cache, built, config, host, assigned)
-                    guest = stack.enter_context(
-                        running_guest(host, parts, logs=here, label=config.label)
-                    )
-                    found.boot_retries += guest.boot_retries
-                    where = guest
-                    routes.set_acs(host.shell, routes.read(host.shell), p2p.ATS_CONTROL)
-                row = bench.rows(host, config.variant, config.series, settings.testbed)
-                with ui.step(f"measuring p2p, set-up {setup.name}, on {config.variant}"):
-                    found.measurements.extend(
-                        p2p.transfers(host, where, setup, row, logs, config.variant)
-                    )
-        except MeasurementError as error:
-            ui.tell_error(error)
-            found.missing.append(
-                Missing(
-                    "p2p",
-                    config.variant,
-                    f"set-up {setup.name}: {error.message}",
-                    (*p2p.NAMES, *p2p.ROUTE_NAMES),
-                    error.detail or "",
-                )
+        with (
+            _told(config, setup, found),
+            host_for(
+                settings,
+                cache,
+                built,
+                config,
+                None,
+                here,
+                found,
+                iommu=setup is not p2p.BARE,
+                ats=setup is p2p.ATS,
+            ) as host,
+        ):
+            _setup(settings, cache, built, config, setup, host, here, logs, found)
+
+
+def _try_setup(
+    settings: Settings,
+    cache: Cache,
+    built: Built,
+    config: Config,
+    setup: p2p.Setup,
+    host: Host,
+    here: Path,
+    logs: Path,
+    found: _Found,
+) -> None:
+    with _told(config, setup, found):
+        _setup(settings, cache, built, config, setup, host, here, logs, found)
+
+
+@contextmanager
+def _told(config: Config, setup: p2p.Setup, found: _Found) -> Iterator[None]:
+    """What breaks a set-up is told, and is in the report."""
+    try:
+        yield
+    except MeasurementError as error:
+        ui.tell_error(error)
+        found.missing.append(
+            Missing(
+                "p2p",
+                config.variant,
+                f"set-up {setup.name}: {error.message}",
+                (*p2p.NAMES, *p2p.ROUTE_NAMES),
+                error.detail or "",
             )
+        )
+
+
+def _setup(
+    settings: Settings,
+    cache: Cache,
+    built: Built,
+    config: Config,
+    setup: p2p.Setup,
+    host: Host,
+    here: Path,
+    logs: Path,
+    found: _Found,
+) -> None:
+    """Measure one set-up of p2p on a host that is up; ``here`` takes its guest's logs."""
+    host.forget_log()
+    row = bench.rows(host, config.variant, config.series, settings.testbed)
+    ranges = p2p.ANYWHERE
+    with contextlib.ExitStack() as stack:
+        where: Guest | Host = host
+        if setup is not p2p.BARE:
+            host.load_kvm(config.modules)
+            assigned = [host.p2p["peer"], host.p2p["disk"]]
+            stack.enter_context(host.parameters(config.modules))
+            stack.enter_context(host.vfio(assigned))
+            parts = guest_parts(settings, cache, built, config, host, assigned)
+            parts = dataclasses.replace(parts, iommufd=setup.iommufd)
+            if setup.control:
+                parts = dataclasses.replace(parts, extra=())
+            if setup.direct:
+                layout = p2p.layout(host)
+                ranges = {"below-window": layout.below, "behind-window": layout.behind}
+                parts = dataclasses.replace(
+                    parts,
+                    memory_mib=layout.memory_mib,
+                    machine=layout.machine(),
+                    host_addresses=True,
+                )
+                if host.store is not None:
+                    p2p.check_redirected(routes.read(host.shell))
+            label = f"{config.label}-{setup.name}" if config.setups else config.label
+            guest = stack.enter_context(running_guest(host, parts, logs=here, label=label))
+            found.boot_retries += guest.boot_retries
+            where = guest
+            if setup is p2p.ATS:
+                routes.set_acs(host.shell, routes.read(host.shell), p2p.ATS_CONTROL)
+        with ui.step(f"measuring p2p, set-up {setup.name}, on {config.variant}"):
+            rows = p2p.transfers(host, where, setup, row, logs, config.variant, ranges)
+    if setup.direct and host.store is not None:
+        p2p.check_redirected(routes.read(host.shell))
+    found.measurements.extend(rows)
 
 
 def _by_host_kernel(plan: Sequence[Config]) -> list[list[Config]]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import jsonschema
 import yaml
 
-from .catalogue import nearest
+from .catalogue import GUEST_SETUPS, nearest
 from .errors import UsageError
 
 TreeName = Literal["linux", "qemu", "testbed-qemu", "testbed-bochs"]
@@ -61,6 +61,12 @@ SCHEMA: Mapping[str, Any] = {
                                 ]
                             },
                             "guest_kernel": {"enum": list(get_args(GuestKernel))},
+                            "setups": {
+                                "type": "array",
+                                "items": {"enum": list(GUEST_SETUPS)},
+                                "minItems": 1,
+                                "uniqueItems": True,
+                            },
                         },
                     },
                 },
@@ -80,13 +86,15 @@ class Enable:
 
     ``modules`` are parameters by module of the host kernel; ``qemu_properties`` are
     ``device.property`` settings and ``qemu_args`` further words of the QEMU inside the
-    host (one of both is empty).
+    host (one of both is empty). With ``setups`` the variant is measured by these set-ups of
+    p2p, each in a guest of its own, and by nothing else.
     """
 
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NO_MODULES)
     qemu_properties: Mapping[str, str] = field(default_factory=lambda: _NO_PROPERTIES)
     qemu_args: tuple[str, ...] = ()
     guest_kernel: GuestKernel = "vanilla"
+    setups: tuple[str, ...] = ()
 
     def qemu_arguments(self) -> tuple[str, ...]:
         """The words to add to QEMU's command line (properties become ``-global``)."""
@@ -310,6 +318,7 @@ def _series(entry: Mapping[str, Any], patches: Path) -> Series:
             ),
             qemu_args=tuple(qemu) if isinstance(qemu, list) else (),
             guest_kernel=enable.get("guest_kernel", "vanilla"),
+            setups=tuple(enable.get("setups", ())),
         ),
         folder=series_folder(patches, entry["tree"], entry["name"]),
         draft=entry.get("draft", False),

@@ -24,6 +24,8 @@ class Config:
     applied: tuple[str, ...] = ()
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     qemu_args: tuple[str, ...] = ()
+    setups: tuple[str, ...] = ()
+    """The set-ups of p2p that it is measured by, and nothing else; empty: all tests."""
 
     @property
     def label(self) -> str:
@@ -73,8 +75,19 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
             }
             words = tuple(word for one in parts for word in one.enable.qemu_arguments())
             guest = any(one.enable.guest_kernel == "patched" for one in parts)
+            setups = tuple(setup for one in parts for setup in one.enable.setups)
             result.append(
-                Config("on", name, linux, qemu, linux if guest else (), applied, modules, words)
+                Config(
+                    "on",
+                    name,
+                    linux,
+                    qemu,
+                    linux if guest else (),
+                    applied,
+                    modules,
+                    words,
+                    tuple(dict.fromkeys(setups)),
+                )
             )
     return tuple(result)
 

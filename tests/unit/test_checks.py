@@ -460,6 +460,8 @@ def healthy() -> list[Measurement]:
         "p2p.host_ram_mib_s": 120,
         "p2p.corrupt_bytes": 0,
         "p2p.iommu_faults": 0,
+        "p2p.ram_corrupt_bytes": 0,
+        "p2p.ram_bytes": 1 << 20,
     }
     rows += [row(value, name=name) for name, value in agent.items()]
     ways = {"bare": "direct", "iommu": "redirected", "ats": "translated"}
@@ -504,7 +506,7 @@ def test_a_healthy_run_passes_all_default_checks(defaults: tuple[Check, ...]) ->
     assert skipped == {
         check.name
         for check in defaults
-        if check.name.startswith(("off.", "pci-config-cache.", "pci-ecam."))
+        if check.name.startswith(("off.", "pci-config-cache.", "pci-ecam.", "direct-p2p."))
     }
 
 
@@ -735,6 +737,8 @@ def test_off_may_ask_whether_there_is_a_cache(
         ("p2p.ats-is-translated", "p2p.bytes_translated", (0,), {"setup": "ats"}),
         ("p2p.ats-is-translated", "p2p.iommu_faults", (1,), {"setup": "ats"}),
         ("p2p.baseline-measured", "p2p.host_ram_mib_s", (0,), {}),
+        ("p2p.ram-intact-beside", "p2p.ram_corrupt_bytes", (8,), {"setup": "ats"}),
+        ("p2p.ram-intact-beside", "p2p.ram_bytes", (0,), {"setup": "bare"}),
     ],
 )
 def test_each_default_check_can_fail(
@@ -747,3 +751,82 @@ def test_each_default_check_can_fail(
     rows = spoil(healthy(), name, *values, **context)
     results = {result.name: result.status for result in judge(defaults, rows, (), (), PLAN)}
     assert results[check] == "fail"
+
+
+def direct() -> tuple[list[Measurement], Plan]:
+    """A healthy run with the variant on of direct-p2p: two set-ups, and nothing but p2p."""
+    template = healthy()[0]
+    rows = []
+    for setup, taken in (("iommufd", "redirected"), ("direct", "direct")):
+        values: dict[str, float] = {
+            "p2p.corrupt_bytes": 0,
+            "p2p.iommu_faults": 0,
+            **{f"p2p.bytes_{way}": 0 for way in ("direct", "redirected", "translated")},
+            f"p2p.bytes_{taken}": 16 << 20,
+        }
+        places = ("below-window", "behind-window") if setup == "direct" else ("anywhere",)
+        found = [(name, value, {"setup": setup}) for name, value in values.items()]
+        for place in places:
+            where = {"setup": setup, "ram": place}
+            found += [("p2p.ram_bytes", 1 << 20, where), ("p2p.ram_corrupt_bytes", 0, where)]
+        rows += [
+            dataclasses.replace(
+                template,
+                name=name,
+                variant="on",
+                series="direct-p2p",
+                values=(float(value), float(value)),
+                context=context,
+            )
+            for name, value, context in found
+        ]
+    plan = plan_all(("p2p",), ("vanilla", "on"), testbed="amd", series=("direct-p2p",))
+    names = {"vanilla": plan.names["vanilla"], "on": frozenset(row.name for row in rows)}
+    return [*healthy(), *rows], dataclasses.replace(plan, names=names)
+
+
+def test_peers_that_reach_each_other_directly_pass(defaults: tuple[Check, ...]) -> None:
+    rows, plan = direct()
+    results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
+    assert set(results.values()) == {"pass", "skip"}, results
+    mine = {name: status for name, status in results.items() if name.startswith("direct-p2p.")}
+    assert len(mine) == 4
+    assert set(mine.values()) == {"pass"}
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "setup", "value"),
+    [
+        ("all-bytes-direct", "p2p.bytes_direct", "direct", (16 << 20) - 1),
+        ("all-bytes-direct", "p2p.bytes_redirected", "direct", 1),
+        ("all-bytes-direct", "p2p.bytes_translated", "direct", 1),
+        ("data-intact", "p2p.corrupt_bytes", "direct", 1),
+        ("data-intact", "p2p.iommu_faults", "direct", 1),
+        ("ram-intact-around-the-window", "p2p.ram_corrupt_bytes", "direct", 8),
+        ("ram-intact-around-the-window", "p2p.ram_bytes", "direct", 0),
+        ("without-it-all-bytes-are-redirected", "p2p.bytes_redirected", "iommufd", 1),
+        ("without-it-all-bytes-are-redirected", "p2p.bytes_direct", "iommufd", 1),
+        ("without-it-all-bytes-are-redirected", "p2p.corrupt_bytes", "iommufd", 1),
+        ("without-it-all-bytes-are-redirected", "p2p.iommu_faults", "iommufd", 1),
+    ],
+)
+def test_peers_that_do_not_fail(
+    defaults: tuple[Check, ...], check: str, name: str, setup: str, value: float
+) -> None:
+    rows, plan = direct()
+    spoilt = [
+        dataclasses.replace(one, values=(float(value), *one.values[1:]))
+        if (one.name, one.variant, one.context.get("setup")) == (name, "on", setup)
+        else one
+        for one in rows
+    ]
+    results = {result.name: result.status for result in judge(defaults, spoilt, (), (), plan)}
+    assert results[f"direct-p2p.{check}"] == "fail"
+
+
+def test_a_direct_set_up_that_broke_is_an_error(defaults: tuple[Check, ...]) -> None:
+    rows, plan = direct()
+    left = [one for one in rows if one.context.get("setup") != "direct"]
+    missing = [Missing("p2p", "on", "set-up direct: QEMU did not start", ("p2p.bytes_direct",))]
+    results = {result.name: result.status for result in judge(defaults, left, missing, (), plan)}
+    assert results["direct-p2p.all-bytes-direct"] == "error"

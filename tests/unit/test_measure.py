@@ -3,12 +3,22 @@
 
 import pytest
 
-from nearmetal.catalogue import CATALOGUE
+from nearmetal.catalogue import CATALOGUE, GUEST_SETUPS
 from nearmetal.errors import MeasurementError, UsageError
+from nearmetal.layout import Range
 from nearmetal.measure import routes
 from nearmetal.measure.lspci import ecam_page, ecam_window, functions, kinds
-from nearmetal.measure.p2p import bandwidth, find, peer_memory
-from nearmetal.run import TEST_CASES, resolve_tests
+from nearmetal.measure.p2p import (
+    ANYWHERE,
+    SETUPS,
+    bandwidth,
+    beside,
+    check_redirected,
+    find,
+    peer_memory,
+)
+from nearmetal.run import TEST_CASES, measured_by, resolve_tests
+from nearmetal.variants import Config
 
 IOMEM = """\
 00000000-00000fff : Reserved
@@ -107,6 +117,38 @@ def test_the_largest_bar_is_the_peer_s_memory() -> None:
 
 def test_bandwidth_in_mib_a_second() -> None:
     assert bandwidth({"bytes": 8 << 20, "ns": 500_000_000}) == pytest.approx(16.0)
+
+
+def test_ram_beside_is_told_by_range() -> None:
+    ranges = {"below": Range(0, 0xFFF), "behind": Range(0x2000, 0x2FFF)}
+    lines = [
+        {"memory": "peer", "direction": "read"},
+        {"memory": "beside", "first": 0x2000, "last": 0x2FFF, "bytes": 4096, "corrupt": 8},
+        {"memory": "beside", "first": 0, "last": 0xFFF, "bytes": 8192, "corrupt": 0},
+    ]
+    assert beside(lines, ranges) == {"below": (8192, 0), "behind": (4096, 8)}
+    with pytest.raises(MeasurementError, match="did not report"):
+        beside(lines[:2], ranges)
+    with pytest.raises(MeasurementError, match="did not report"):
+        beside(lines, ANYWHERE)
+
+
+def test_ports_that_do_not_redirect_without_a_guest_are_an_error() -> None:
+    check_redirected(routes.parse(PORTS))
+    with pytest.raises(MeasurementError, match=r"02:01\.0 is SV\+CR\+UF, without a guest"):
+        check_redirected(routes.parse(PORTS.replace(" 001d ", " 0019 ")))
+
+
+def test_a_variant_with_set_ups_is_measured_by_p2p_alone() -> None:
+    every = ("lspci", "vmexit", "p2p")
+    assert measured_by(Config("on", "cache"), every) == every
+    assert measured_by(Config("on", "direct-p2p", setups=("direct",)), every) == ("p2p",)
+    assert measured_by(Config("on", "direct-p2p", setups=("direct",)), ("lspci",)) == ()
+
+
+def test_set_ups_of_guests_are_known() -> None:
+    assert set(GUEST_SETUPS) <= set(SETUPS)
+    assert [name for name, setup in SETUPS.items() if setup.direct] == ["direct"]
 
 
 def test_every_test_measures_what_the_catalogue_says() -> None:

@@ -63,6 +63,7 @@ def test_an_entry_is_read_in_full(tmp_path: Path) -> None:
     assert first.folder == tmp_path / "linux" / "first"
     assert first.enable.modules == {"kvm": {"cache": "Y", "depth": "4", "mode": "fast"}}
     assert first.enable.guest_kernel == "patched"
+    assert first.enable.setups == ()
     # YAML reads `on` as true; QEMU must see "on".
     assert first.enable.qemu_arguments() == (
         "-global",
@@ -82,6 +83,14 @@ def test_what_is_not_enabled_sets_nothing(tmp_path: Path) -> None:
 def test_qemu_words_are_kept_as_they_are(tmp_path: Path) -> None:
     machine = find_series(load_series(write(tmp_path, GOOD)), "machine")
     assert machine.enable.qemu_arguments() == ("-machine", "fixed=on")
+
+
+def test_set_ups_are_kept_in_order(tmp_path: Path) -> None:
+    text = GOOD.replace("qemu: [-machine, fixed=on]", "setups: [iommufd, direct]")
+    series = load_series(write(tmp_path, text))
+    assert find_series(series, "machine").enable.setups == ("iommufd", "direct")
+    with pytest.raises(UsageError, match="'straight' is not known"):
+        load_series(write(tmp_path, text.replace("direct]", "straight]")))
 
 
 def test_product_and_testbed_series_are_told_apart(tmp_path: Path) -> None:

@@ -61,6 +61,17 @@ def test_on_is_one_series_at_a_time(every: list[Series]) -> None:
     assert p2p.guest_patches == p2p.linux_patches == cache.linux_patches
 
 
+def test_set_ups_of_either_part_are_those_of_the_variant(every: list[Series]) -> None:
+    with_setups = [
+        dataclasses.replace(one, enable=dataclasses.replace(one.enable, setups=("direct",)))
+        if one.label == "qemu/cache"
+        else one
+        for one in every
+    ]
+    found = configs(with_setups, ("on",))
+    assert [(one.series, one.setups) for one in found] == [("cache", ("direct",)), ("p2p", ())]
+
+
 def test_series_without_a_switch_has_no_on(every: list[Series], tmp_path: Path) -> None:
     plain = [one for one in every if one.enable == Enable()]
     plain.append(series(tmp_path, "later", "linux", 3, Enable()))

@@ -5,22 +5,29 @@ Stock p2pdma. Broken peer-to-peer is silent: success means that every byte was c
 ways, and that the host's IOMMU logged no fault. In the testbed the switch also counts which
 way the bytes went.
 
-Set-ups (``context.setup``): ``iommu`` is a guest with both functions assigned, behind IOMMU and
-ACS redirection. In the testbed two more are measured on ``vanilla``, each on a host of its own:
-``bare``, the host itself without IOMMU, and ``ats``, a guest whose initiator has ATS, with ACS
-Direct Translated.
+Set-ups (``context.setup``): ``iommu`` is a guest with both functions assigned by the type1
+container, behind IOMMU and ACS redirection. In the testbed two more are measured on ``vanilla``,
+each on a host of its own: ``bare``, the host itself without IOMMU, and ``ats``, a guest whose
+initiator has ATS, with ACS Direct Translated. ``direct`` and ``iommufd`` prove the series
+direct-p2p: in the one the guest's peers reach each other directly, and windows of the host's switch
+lie inside the range of its RAM; the other is its control, with iommufd too and all else off.
+
+While the peer's bytes are moved a last time, the initiator also moves pages of ordinary memory.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import MeasurementError
 from ..guest import Guest
 from ..host import Host, count_iommu_faults
+from ..layout import Layout, Range, around, windows
 from ..model import Measurement
 from . import routes
 from .bench import Bench, Row
@@ -31,6 +38,8 @@ NAMES = (
     "p2p.host_ram_mib_s",
     "p2p.corrupt_bytes",
     "p2p.iommu_faults",
+    "p2p.ram_bytes",
+    "p2p.ram_corrupt_bytes",
 )
 
 ROUTE_NAMES = ("p2p.bytes_direct", "p2p.bytes_redirected", "p2p.bytes_translated")
@@ -82,12 +91,23 @@ class Setup:
     name: str
     mask: int = 0
     expect: int = 0
+    iommufd: bool = False
+    """Whether the guest's functions are assigned by iommufd and not by the type1 container."""
+    direct: bool = False
+    """Whether the guest's functions have their memory where the host has it."""
+    control: bool = False
+    """Whether QEMU isn't told what the variant switches on."""
 
 
 REDIRECT = routes.RR | routes.CR
 BARE = Setup("bare", REDIRECT | routes.DT, 0)
 IOMMU = Setup("iommu", REDIRECT | routes.DT, REDIRECT)
 ATS = Setup("ats", REDIRECT | routes.DT, REDIRECT | routes.DT)
+IOMMUFD = Setup("iommufd", REDIRECT | routes.DT, REDIRECT, iommufd=True, control=True)
+DIRECT = Setup("direct", REDIRECT | routes.DT, 0, iommufd=True, direct=True)
+SETUPS = {setup.name: setup for setup in (BARE, IOMMU, ATS, IOMMUFD, DIRECT)}
+ANYWHERE: Mapping[str, Range] = {"anywhere": Range(0, (1 << 52) - 1)}
+"""Where RAM is moved from and to beside the peer's: x86 has 52 address bits at most."""
 ATS_CONTROL = routes.SV | routes.RR | routes.CR | routes.UF | routes.DT
 """0x5d, as NVIDIA recommends for VMs with ATS"""
 
@@ -110,6 +130,38 @@ def peer_memory(resource: str) -> int:
     return max(found, key=lambda bar: bar[1] - bar[0])[0]
 
 
+def layout(host: Host) -> Layout:
+    """RAM of a guest around the windows of the switch that the peer is below."""
+    device = f"/sys/bus/pci/devices/{host.p2p['peer']}"
+    text = host.shell.run(f"cat $(readlink -f {shlex.quote(device)})/../../resource").stdout
+    return around(windows(text), host.guest_memory_mib)
+
+
+def check_redirected(ports: routes.Ports) -> None:
+    """MeasurementError unless all ports redirect: as they are before and after a direct set-up."""
+    for address, control in ports.acs.items():
+        if control & REDIRECT != REDIRECT:
+            raise MeasurementError(
+                f"ACS Control of {address} is {routes.names(control)}, without a guest"
+            )
+
+
+def beside(
+    lines: list[dict[str, Any]], ranges: Mapping[str, Range]
+) -> dict[str, tuple[float, float]]:
+    """Bytes moved and corrupt by name of the range, as nm-p2p tells them."""
+    found = {
+        (line["first"], line["last"]): (line["bytes"], line["corrupt"])
+        for line in lines
+        if line["memory"] == "beside"
+    }
+    if set(found) != {(one.first, one.last) for one in ranges.values()}:
+        raise MeasurementError(
+            "nm-p2p did not report the transfers beside", detail=json.dumps(lines)
+        )
+    return {name: found[one.first, one.last] for name, one in ranges.items()}
+
+
 def measure(bench: Bench) -> list[Measurement]:
     """All rows of the p2p test in the guest that the bench has."""
     return transfers(bench.host, bench.guest, IOMMU, bench.row, bench.logs, bench.variant)
@@ -122,8 +174,12 @@ def transfers(
     row: Row,
     logs: Path,
     variant: str,
+    ranges: Mapping[str, Range] = ANYWHERE,
 ) -> list[Measurement]:
-    """All rows of one set-up; the transfers run in ``where``, the switch is the host's."""
+    """All rows of one set-up; the transfers run in ``where``, the switch is the host's.
+
+    ``ranges`` are where RAM is moved beside the peer's bytes, by names for the report.
+    """
     listing = where.shell.run(FIND).stdout
     disk, allocate = find(listing)
     counts = host.store is not None
@@ -137,35 +193,48 @@ def transfers(
                     f" '{setup.name}' needs {routes.names(setup.expect)}"
                 )
         context["acs"] = "/".join(sorted({routes.names(value) for value in ports.acs.values()}))
-    if counts and where is not host:
+    if where is not host and (counts or setup.direct):
         peer = allocate.split("/")[-3]
         there = peer_memory(where.shell.run(_MEMORY_BARS % peer).stdout)
         here = peer_memory(host.shell.run(_MEMORY_BARS % host.p2p["peer"]).stdout)
-        if there == here:
+        if setup.direct and there != here:
+            raise MeasurementError(
+                f"the peer's memory is at {there:#x} in the guest and at {here:#x} on the host"
+            )
+        if there == here and not setup.direct:
             raise MeasurementError(
                 f"the peer's memory has the address {here:#x} in the guest and on the host, so"
                 " that peer-to-peer would come out right without translation"
             )
-        context["bars"] = "moved"
+        context["bars"] = "as-on-host" if setup.direct else "moved"
     before = host.kernel_log().last
     speeds: dict[tuple[str, str], list[float]] = {}
     corrupt: dict[str, list[float]] = {"read": [], "write": []}
     ways: list[routes.Routed] = []
-    lines = []
-    for number in range(RUNS):
+    lines: list[dict[str, Any]] = []
+    moved: dict[str, tuple[float, float]] = {}
+    for number in range(RUNS + 1):
         words = ["nm-p2p", disk, allocate, str(BYTES), str(BLOCK), str(1000 + number)]
+        if number == RUNS:
+            words += map(str, ranges.values())
         counted = routes.read(host.shell).total if counts else routes.NOTHING
         out = where.shell.run(shlex.join(words), deadline_s=_DEADLINE_S).stdout
         where.check()
         if counts:
             ways.append(routes.read(host.shell).total - counted)
         found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        if number == RUNS:
+            moved = beside(found, ranges)
+            lines.extend(line for line in found if line["memory"] == "beside")
+            found = [line for line in found if line["memory"] != "beside"]
         kinds = {(line["direction"], line["memory"]) for line in found}
         wanted = {(d, m) for d in ("read", "write") for m in ("ram", "peer")}
         if kinds != wanted:
             raise MeasurementError("nm-p2p did not report all transfers", detail=out[-1000:])
         for line in found:
-            speeds.setdefault((line["direction"], line["memory"]), []).append(bandwidth(line))
+            if number < RUNS:
+                key = (line["direction"], line["memory"])
+                speeds.setdefault(key, []).append(bandwidth(line))
             if line["memory"] == "peer":
                 corrupt[line["direction"]].append(line["corrupt"])
             elif line["corrupt"]:
@@ -187,6 +256,9 @@ def transfers(
         row("p2p.corrupt_bytes", corrupt["write"], direction="write", **context),
         row("p2p.iommu_faults", [faults], **context),
     ]
+    for place, (size, wrong) in moved.items():
+        rows.append(row("p2p.ram_bytes", [size], ram=place, **context))
+        rows.append(row("p2p.ram_corrupt_bytes", [wrong], ram=place, **context))
     if counts:
         rows += [
             row("p2p.bytes_direct", [way.direct for way in ways], **context),
