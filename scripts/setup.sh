@@ -12,6 +12,7 @@ rsync git perl pkg-config bzip2 xz-utils python3-venv
 libglib2.0-dev zlib1g-dev libpixman-1-dev libslirp-dev libattr1-dev
 mmdebstrap squashfs-tools-ng busybox-static debian-archive-keyring uidmap
 seabios openssh-client util-linux
+xorriso isolinux syslinux-common
 "
 
 say() { echo "==> $*" >&2; }

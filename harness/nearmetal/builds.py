@@ -49,6 +49,30 @@ QEMU_CONFIGURE = (
 QEMU_PYTHON = ("meson>=1.5,<2", "ninja", "pycotap>=1.1", "setuptools")
 
 
+BOCHS_CONFIGURE = (
+    "--enable-x86-64",
+    "--enable-cpu-level=6",
+    "--enable-vmx=2",
+    "--enable-svm",
+    "--enable-avx",
+    "--enable-evex",
+    "--enable-amx",
+    "--enable-cet",
+    "--enable-uintr",
+    "--enable-protection-keys",
+    "--enable-perfmon",
+    "--enable-memtype",
+    "--enable-monitor-mwait",
+    "--enable-configurable-msrs",
+    "--enable-all-optimizations",
+    "--enable-pci",
+    "--enable-e1000",
+    "--disable-docbook",
+    "--with-nogui",
+)
+"""Intel's CPUs as Linux wants them, PCI, a network card; one CPU, no window."""
+
+
 class BuildFailed(EnvironmentBroken):
     """A tree does not build; the detail is the compiler's own error."""
 
@@ -73,6 +97,18 @@ class Qemu:
 
     program: Path
     firmware: Path
+    version: str
+    sha256: str
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Bochs:
+    """A built Bochs: the program, and the BIOS and VGA BIOS that come with its source."""
+
+    program: Path
+    bios: Path
+    vga_bios: Path
     version: str
     sha256: str
     fresh: bool
@@ -379,6 +415,65 @@ def qemu(settings: Settings, cache: Cache, source: Source, *, patches: Sequence[
     return Qemu(
         done.path / "qemu-system-x86_64",
         done.path / "firmware",
+        source.version,
+        done.meta["sha256"],
+        done.fresh,
+    )
+
+
+def bochs(
+    settings: Settings, cache: Cache, source: Source, *, patches: Sequence[Path] = ()
+) -> Bochs:
+    """Build Bochs, the emulator of the ``intel`` testbed. Raises BuildFailed."""
+
+    def build(work: Path) -> dict[str, Any]:
+        src, out = work / "src", work / "out"
+        proc.run(["cp", "-al", source.folder, src], deadline_s=1200)
+        _apply(patches, src)
+        out.mkdir()
+        env = {**_ccache(cache, work), "CC": "ccache gcc", "CXX": "ccache g++"}
+        log = cache.root / "tmp" / f"{work.name}.log"
+        try:
+            configure: list[str | Path] = [src / "configure", *BOCHS_CONFIGURE]
+            proc.run(configure, deadline_s=900, cwd=out, env=env, log=log, tree=True)
+            make = ["make", f"-j{settings.jobs}", "bochs"]
+            proc.run(make, deadline_s=_BUILD_DEADLINE_S, cwd=out, env=env, log=log, tree=True)
+        except proc.CommandFailed as error:
+            raise BuildFailed(
+                f"Bochs {source.version} does not build: {error.message}",
+                detail=first_errors(error.output),
+                hint=f"the whole log is {log}",
+            ) from None
+        shutil.copy(out / "bochs", work / "bochs")
+        proc.run(["strip", "--strip-debug", work / "bochs"], deadline_s=60)
+        for kind, target in (("bios.bin", "bios.bin"), ("vgabios-cirrus.bin", "vgabios.bin")):
+            found = sorted((src / "bios").glob(f"{kind}-*"))
+            if not found:
+                raise BuildFailed(
+                    f"Bochs {source.version} comes without bios/{kind}-*",
+                    hint="Bochs 3.0 is what is supported",
+                )
+            shutil.copy(found[-1], work / target)
+        shutil.rmtree(src)
+        shutil.rmtree(out)
+        log.unlink()
+        return {"sha256": sha256_file(work / "bochs")}
+
+    ingredients = {
+        "source": source.ingredients(),
+        "patches": [sha256_file(path) for path in patches],
+        "configure": BOCHS_CONFIGURE,
+        "compiler": _compiler(),
+        "recipe": 1,
+    }
+    label = f"building Bochs {source.version}" + (
+        f" with {len(patches)} patches" if patches else ""
+    )
+    done = cache.make("bochs", ingredients, build, what=label)
+    return Bochs(
+        done.path / "bochs",
+        done.path / "bios.bin",
+        done.path / "vgabios.bin",
         source.version,
         done.meta["sha256"],
         done.fresh,

@@ -38,6 +38,7 @@ TOOLS = {
     "setpriv": "util-linux",
     "perl": "perl",
     "depmod": "kmod",
+    "xorriso": "xorriso",
 }
 """Programs that the harness runs, and the Debian packages that hold them."""
 

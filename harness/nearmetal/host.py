@@ -78,6 +78,8 @@ class Host:
     facts: Facts
     work: str
     store: Path | None = None
+    shown: frozenset[Path] | None = None
+    """The things of the store that the host sees, where it does not see all of them."""
     p2p: Mapping[str, str] = field(default_factory=dict)
     """PCI addresses for the p2p test: ``peer`` (with a controller memory buffer), ``disk``."""
     instructions: Path | None = None
@@ -94,7 +96,7 @@ class Host:
 
     def place(self, path: Path) -> str:
         """The file's path on the host; copied there, once, unless the host sees the store."""
-        if self.store is not None and path.is_relative_to(self.store):
+        if self.store is not None and path.is_relative_to(self.store) and self._shows(path):
             return f"{STORE_ON_TESTBED}/{path.relative_to(self.store)}"
         if path.is_dir():
             folder = ""
@@ -102,6 +104,9 @@ class Host:
                 folder = str(Path(self.place_as(part, f"{path.name}-{_names(path)}")).parent)
             return folder
         return self.place_as(path, digest_of(path))
+
+    def _shows(self, path: Path) -> bool:
+        return self.shown is None or not self.shown.isdisjoint((path, *path.parents))
 
     def place_as(self, path: Path, folder: str) -> str:
         """Copy a file into a folder of the host's work directory unless it is there whole."""

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import builds, checks, inventory, report, series, tables, testbed, ui
-from .builds import Image, Kernel, Qemu
+from . import bochs, builds, checks, inventory, report, series, tables, testbed, ui
+from .builds import Bochs, Image, Kernel, Qemu
 from .cache import Cache, sha256_file
 from .catalogue import CATALOGUE, TESTS, nearest, planned
 from .errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, UsageError
@@ -69,7 +69,7 @@ class Built:
     """All builds of a run, and whether any of them was made just now."""
 
     image: Image
-    emulator: Qemu | None
+    emulator: Qemu | Bochs | None
     counter: Path | None
     kernels: dict[tuple[Path, ...], Kernel]
     qemus: dict[tuple[Path, ...], Qemu]
@@ -87,12 +87,25 @@ class _Found:
     boot_retries: int = 0
 
 
-def resolve_tests(names: Sequence[str]) -> tuple[str, ...]:
-    """The tests by name, all of them for none; UsageError with the nearest name."""
+INTEL_TESTS = ("vmexit",)
+"""What the ``intel`` testbed is for: code of the CPU. It has no PCI Express."""
+
+
+def resolve_tests(names: Sequence[str], testbed: str | None = None) -> tuple[str, ...]:
+    """The tests by name, all of them for none; UsageError with the nearest name.
+
+    ``testbed`` is the emulated host that they run on (None: a server).
+    """
+    known = INTEL_TESTS if testbed == "intel" else TESTS
     for name in names:
         if name not in TESTS:
             raise UsageError(f"there is no test '{name}'", hint=nearest(name, TESTS))
-    return tuple(name for name in TESTS if not names or name in names)
+        if name not in known:
+            raise UsageError(
+                f"the {testbed} testbed has no PCI Express for the test '{name}'",
+                hint=f"it has {', '.join(known)}; --testbed amd has all",
+            )
+    return tuple(name for name in known if not names or name in names)
 
 
 def build_all(
@@ -105,9 +118,11 @@ def build_all(
     kernels: dict[tuple[Path, ...], Kernel] = {}
     qemus: dict[tuple[Path, ...], Qemu] = {}
     every = [one for one in series.load_series(settings.repo / "patches") if not one.draft]
-    testbed_patches = tuple(
-        path for one in every if one.tree == "testbed-qemu" for path in one.patches()
+    emulator_tree: series.TreeName = (
+        "testbed-bochs" if settings.testbed == "intel" else "testbed-qemu"
     )
+    for_emulator = series.of_tree(every, emulator_tree)
+    testbed_patches = tuple(path for one in for_emulator for path in one.patches())
     fresh = False
 
     def note(
@@ -127,13 +142,19 @@ def build_all(
     picture = builds.image(settings, cache)
     fresh |= picture.fresh
     note("image", None, "guest-images/debian.yaml", picture.sha256, ())
-    emulator = counter = None
+    emulator: Qemu | Bochs | None = None
+    counter = None
     if with_testbed:
-        counter = builds.counter(settings, cache, qemu_source)
-        emulator = builds.qemu(settings, cache, qemu_source, patches=testbed_patches)
+        emulator_source = qemu_source
+        if settings.testbed == "intel":
+            emulator_source = obtain(settings, cache, "bochs")
+            emulator = builds.bochs(settings, cache, emulator_source, patches=testbed_patches)
+        else:
+            counter = builds.counter(settings, cache, qemu_source)
+            emulator = builds.qemu(settings, cache, qemu_source, patches=testbed_patches)
         fresh |= emulator.fresh
-        names = tuple(one.name for one in every if one.tree == "testbed-qemu")
-        note("emulator", None, qemu_source, emulator.sha256, names)
+        names = tuple(one.name for one in for_emulator)
+        note("emulator", None, emulator_source, emulator.sha256, names)
     for config in plan:
         kernel_sets = [("guest-kernel", config.guest_patches)]
         if with_testbed:
@@ -182,27 +203,46 @@ def host_for(
         return
     assert built.emulator is not None
     kernel = built.kernels[config.linux_patches]
-    parts = testbed.Parts(
-        emulator=built.emulator,
-        kernel=kernel,
-        initramfs=builds.initramfs(settings, cache, kernel, "host", modules=True),
-        image=built.image,
-        keys=builds.keys(cache),
-        store=cache.root / "store",
-        counter=built.counter,
-        cpus=cpus,
-        iommu=iommu,
-        ats=ats,
-        extra=extra,
-    )
+    initramfs = builds.initramfs(settings, cache, kernel, "host", modules=True)
+    keys, store = builds.keys(cache), cache.root / "store"
+    parts: testbed.Machine
+    if isinstance(built.emulator, Bochs):
+        things = _for_guests(settings, cache, built)
+        parts = bochs.Parts(built.emulator, kernel, initramfs, built.image, keys, store, things)
+    else:
+        parts = testbed.Parts(
+            emulator=built.emulator,
+            kernel=kernel,
+            initramfs=initramfs,
+            image=built.image,
+            keys=keys,
+            store=store,
+            counter=built.counter,
+            cpus=cpus,
+            iommu=iommu,
+            ats=ats,
+            extra=extra,
+        )
     scratch = cache.root / "tmp" / f"testbed-{os.getpid()}"
     with testbed.running_host(parts, logs=logs, scratch=scratch) as (host, machine, retries):
         if found is not None:
             found.boot_retries += retries
         _check_modules(host, kernel)
+        if isinstance(built.emulator, Bochs):
+            host.guest_memory_mib = bochs.GUEST_MEMORY_MIB
         yield host
         machine.alive()
         machine.console.check()
+
+
+def _for_guests(settings: Settings, cache: Cache, built: Built) -> tuple[Path, ...]:
+    """The files and folders that QEMU needs on the host for the guests of all variants."""
+    things: list[Path] = []
+    for qemu in built.qemus.values():
+        things += [qemu.program, qemu.firmware]
+    for kernel in built.kernels.values():
+        things += [kernel.image, builds.initramfs(settings, cache, kernel, "guest", modules=False)]
+    return tuple(dict.fromkeys(things))
 
 
 def _check_modules(host: Host, kernel: Kernel) -> None:
@@ -353,10 +393,10 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
     measurement is in the report, as an error.
     """
     begun = time.time()
-    tests = resolve_tests(options.tests)
+    server = options.server
+    tests = resolve_tests(options.tests, settings.testbed if server is None else None)
     every = series.load_series(settings.repo / "patches")
     plan = configs(every, options.variants or available(every))
-    server = options.server
     if server is not None and [config for config in plan if config.linux_patches]:
         ui.warn("the kernel of a server is measured as it runs; only QEMU and guest are changed")
     rules = checks.load_checks(options.checks or (checks.DEFAULT_CHECKS,))

@@ -13,10 +13,11 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from . import ui
 from .builds import Image, Kernel, Keys, Qemu
@@ -56,6 +57,29 @@ class Parts:
     """Whether the initiator has ATS."""
     extra: tuple[str, ...] = ()
     """Further words of the emulator's command line."""
+
+    def power_on(
+        self, *, console: Path, scratch: Path, emulator_log: Path
+    ) -> AbstractContextManager[Testbed]:
+        """Start the emulator (``power_on``)."""
+        return power_on(self, console=console, scratch=scratch, emulator_log=emulator_log)
+
+
+class Machine(Protocol):
+    """The parts of an emulated host of either kind, to be switched on."""
+
+    @property
+    def keys(self) -> Keys:
+        """The SSH keys that it was given."""
+
+    @property
+    def store(self) -> Path:
+        """The cache's store."""
+
+    def power_on(
+        self, *, console: Path, scratch: Path, emulator_log: Path
+    ) -> AbstractContextManager[Testbed]:
+        """Start the emulator; it is killed when the context ends or the harness dies."""
 
 
 def command_line(
@@ -113,17 +137,20 @@ class Testbed:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: Machine,
         process: subprocess.Popen[bytes],
         console: Console,
         port: int,
-        instructions: Path | None,
+        instructions: Path | None = None,
+        shown: frozenset[Path] | None = None,
     ) -> None:
         self.parts = parts
         self.instructions = instructions
         self.process = process
         self.console = console
         self.port = port
+        self.shown = shown
+        """What of the store the host sees; None: all of it."""
 
     def alive(self) -> None:
         """Raise MeasurementError when the emulator has ended."""
@@ -146,7 +173,8 @@ class Testbed:
         )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -162,25 +190,39 @@ def power_on(
     with (scratch / "disk.raw").open("wb") as stream:
         stream.truncate(128 << 20)
     console.unlink(missing_ok=True)
-    port = _free_port()
+    port = free_port()
     counts = console.with_name("instructions.log")
     line = command_line(parts, port=port, console=console, scratch=scratch, instructions=counts)
-    with emulator_log.open("ab") as log:
-        log.write((" ".join(line) + "\n").encode())
-        log.flush()
-        process = subprocess.Popen(
-            guarded(line),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        log_of_counts = counts if parts.counter else None
+    log_of_counts = counts if parts.counter else None
+    with emulating(line, scratch=scratch, emulator_log=emulator_log) as process:
         yield Testbed(parts, process, Console("host", console), port, log_of_counts)
+
+
+@contextmanager
+def emulating(
+    line: Sequence[str], *, scratch: Path, emulator_log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run an emulator; it is killed when the context ends or the harness dies.
+
+    Then ``scratch`` is removed.
+    """
+    try:
+        with emulator_log.open("ab") as log:
+            log.write((" ".join(line) + "\n").encode())
+            log.flush()
+            process = subprocess.Popen(
+                guarded(line),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -201,7 +243,9 @@ def wait_up(testbed: Testbed) -> Host:
     except EnvironmentBroken as error:
         raise BootFailed(error.message, detail=testbed.console.tail(), hint=error.hint) from None
     host.shell.watch, host.shell.console = testbed.watch, testbed.console
-    host.p2p = find_p2p(host)
+    host.shown = testbed.shown
+    if isinstance(testbed.parts, Parts):
+        host.p2p = find_p2p(host)
     host.instructions = testbed.instructions
     return host
 
@@ -232,13 +276,15 @@ def find_p2p(host: Host) -> dict[str, str]:
 
 
 @contextmanager
-def running_host(parts: Parts, *, logs: Path, scratch: Path) -> Iterator[tuple[Host, Testbed, int]]:
+def running_host(
+    parts: Machine, *, logs: Path, scratch: Path
+) -> Iterator[tuple[Host, Testbed, int]]:
     """An emulated host that is up: (host, testbed, boots that were tried again: 0 or 1)."""
     retries = 0
     while True:
         name = "host-console.log" if not retries else "host-console-2.log"
-        boot = power_on(
-            parts, console=logs / name, scratch=scratch, emulator_log=logs / "emulator.log"
+        boot = parts.power_on(
+            console=logs / name, scratch=scratch, emulator_log=logs / "emulator.log"
         )
         with boot as testbed:
             with ui.step("booting the emulated host"):
