@@ -262,7 +262,29 @@ def kvm_selftests(
     ``programs`` are names as in its Makefile, such as ``x86/userspace_io_test``; they lie in
     the folder by their last part. Raises BuildFailed.
     """
+    return _selftests(settings, cache, source, "kvm", programs, patches)
 
+
+def vfio_selftests(
+    settings: Settings,
+    cache: Cache,
+    source: Source,
+    programs: Sequence[str],
+    *,
+    patches: Sequence[Path] = (),
+) -> Path:
+    """The same of VFIO's selftests (tools/testing/selftests/vfio)."""
+    return _selftests(settings, cache, source, "vfio", programs, patches)
+
+
+def _selftests(
+    settings: Settings,
+    cache: Cache,
+    source: Source,
+    part: str,
+    programs: Sequence[str],
+    patches: Sequence[Path],
+) -> Path:
     def build(work: Path) -> None:
         src, out = work / "src", work / "out"
         proc.run(["cp", "-al", source.folder, src], deadline_s=1200)
@@ -279,7 +301,7 @@ def kvm_selftests(
             f"INSTALL_HDR_PATH={work / 'usr'}",
         ]
         tests: list[str | Path] = [
-            *("make", "-s", f"-j{settings.jobs}", "-C", src / "tools/testing/selftests/kvm"),
+            *("make", "-s", f"-j{settings.jobs}", "-C", src / "tools/testing/selftests" / part),
             *("CC=ccache gcc", "LDFLAGS=-static -pthread", f"OUTPUT={out}"),
             f"KHDR_INCLUDES=-isystem {work / 'usr' / 'include'}",
             *(str(out / program) for program in programs),
@@ -289,7 +311,8 @@ def kvm_selftests(
                 proc.run(words, deadline_s=1800, env=env, log=log, tree=True)
         except proc.CommandFailed as error:
             raise BuildFailed(
-                f"the KVM selftests of Linux {source.version} do not build: {error.message}",
+                f"the {part.upper()} selftests of Linux {source.version} do not build:"
+                f" {error.message}",
                 detail=first_errors(error.output),
                 hint=f"the whole log is {log}",
             ) from None
@@ -306,7 +329,11 @@ def kvm_selftests(
         "compiler": _compiler(),
         "recipe": 1,
     }
-    return cache.make("selftests", ingredients, build, what="building KVM's selftests").path
+    # what there was before there were others is found again by its old key
+    if part != "kvm":
+        ingredients["part"] = part
+    what = f"building {part.upper()}'s selftests"
+    return cache.make("selftests", ingredients, build, what=what).path
 
 
 def lost_options(fragment: str, config: str) -> list[str]:

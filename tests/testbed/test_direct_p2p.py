@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from nearmetal import run, series, variants
+from nearmetal import builds, run, series, sources, variants
 from nearmetal.cache import Cache
 from nearmetal.errors import MeasurementError
 from nearmetal.host import Host
@@ -239,6 +239,14 @@ def extended_capability(config: bytes, wanted: int) -> int:
     raise MeasurementError(f"there is no extended capability {wanted:#x}")
 
 
+def debug_kernel(conf: Settings, cache: Cache, config: variants.Config) -> builds.Kernel:
+    """The variant's kernel with KASAN, lockdep and KUnit."""
+    linux = sources.obtain(conf, cache, "linux")
+    folder = conf.repo / "guest-images" / "kernel"
+    fragments = (folder / "base.config", folder / "debug.config")
+    return builds.kernel(conf, cache, linux, patches=config.linux_patches, fragments=fragments)
+
+
 @contextmanager
 def place_for(
     conf: Settings,
@@ -246,9 +254,15 @@ def place_for(
     config: variants.Config,
     logs: Path,
     extra: tuple[str, ...] = BELOW,
+    debug: bool = False,
 ) -> Iterator[Place]:
-    """An emulated host with a patched kernel and four functions below its switch."""
+    """An emulated host with a patched kernel and four functions below its switch.
+
+    With ``debug`` the kernel looks for its own mistakes (debug.config).
+    """
     made = run.build_all(conf, cache, [config], with_testbed=True)
+    if debug:
+        made.kernels[config.linux_patches] = debug_kernel(conf, cache, config)
     qmp = logs / "qmp"
     words = (*extra, "-qmp", f"unix:{qmp},server=on,wait=off")
     with (
@@ -634,6 +648,31 @@ def test_virtual_functions_wait_for_the_end(place: Place) -> None:
 
 
 # -- what takes longer
+
+
+SELFTEST = "vfio_pci_direct_p2p_test"
+SELFTEST_DEADLINE_S = 600.0
+
+
+def selftest(conf: Settings, cache: Cache, place: Place) -> None:
+    """The kernel's own selftest, with a third function; a skip is no pass."""
+    config = patched_config(conf)
+    linux = sources.obtain(conf, cache, "linux")
+    folder = builds.vfio_selftests(conf, cache, linux, (SELFTEST,), patches=config.linux_patches)
+    names = [place.functions[name] for name in ("peer", "disk", "third")]
+    done = place.host.shell.run(
+        " ".join([place.host.place(folder / SELFTEST), *names]),
+        deadline_s=SELFTEST_DEADLINE_S,
+        check=False,
+    )
+    print(done.stdout, done.stderr)
+    assert done.status == 0, (done.stdout + done.stderr)[-3000:]
+    assert "# SKIP" not in done.stdout
+
+
+@pytest.mark.nightly
+def test_selftest_passes(conf: Settings, cache: Cache, place: Place) -> None:
+    selftest(conf, cache, place)
 
 
 @pytest.mark.nightly
