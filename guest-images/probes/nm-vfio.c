@@ -21,7 +21,8 @@
  *	read BDF ADDRESS	8 bytes, "value": what the controller has read
  *	flood BDF ADDRESS	writes until the process ends
  *	claims BDF ID SECONDS ACS...	claims and gives back
- *	opens BDF SECONDS ACS...	opens and closes, from a context of its own
+ *	opens BDF SECONDS TIMES ACS...	opens and closes, from a context of its own,
+ *				until that succeeded so many times (0: always)
  *	fill FILE OFFSET BYTES SEED	of a BAR by sysfs
  *	differ FILE OFFSET BYTES SEED	"bytes" that are not as filled
  *
@@ -520,13 +521,14 @@ static void claims(struct device *d, uint32_t id, double seconds, const struct a
 	       won, refused, again, other, wrong);
 }
 
-static void opens(const char *bdf, double seconds, const struct acs *ports, int count)
+static void opens(const char *bdf, double seconds, unsigned int times, const struct acs *ports,
+		  int count)
 {
 	unsigned int won = 0, refused = 0, other = 0, wrong = 0;
 	int context = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	double end = now() + seconds;
 
-	while (now() < end) {
+	while (now() < end && (!times || won < times)) {
 		int fd = cdev(bdf);
 
 		if (fd < 0) {
@@ -617,12 +619,13 @@ static void obey(char **words, int count)
 	if (!strcmp(command, "open")) {
 		ret = do_open(bdf, &id);
 		answer(ret, "id", ret ? 0 : id);
-	} else if (!strcmp(command, "opens") && count > 2 && count < 11) {
-		ret = open_acs(words + 3, count - 3, ports);
+	} else if (!strcmp(command, "opens") && count > 3 && count < 12) {
+		ret = open_acs(words + 4, count - 4, ports);
 		if (ret)
 			answer(ret, NULL, 0);
 		else
-			opens(bdf, strtod(words[2], NULL), ports, count - 3);
+			opens(bdf, strtod(words[2], NULL), word(words, count, 3), ports,
+			      count - 4);
 	} else if (!strcmp(command, "fill") || !strcmp(command, "differ")) {
 		ret = bar_by_sysfs(bdf, word(words, count, 2), word(words, count, 3),
 				   word(words, count, 4), *command == 'd', &value);

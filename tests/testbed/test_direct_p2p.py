@@ -18,7 +18,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from errno import E2BIG, EAGAIN, EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import pytest
 from nearmetal import builds, run, series, sources, variants
 from nearmetal.cache import Cache
 from nearmetal.errors import MeasurementError
-from nearmetal.host import Host
+from nearmetal.host import Host, count_iommu_faults
 from nearmetal.measure import p2p, routes
 from nearmetal.settings import Settings
 
@@ -48,7 +48,7 @@ BELOW = (
 )
 """What the emulator has below the switch beside the two functions of every testbed."""
 
-CMB_BAR = 4
+CMB_BAR = 2
 """The BAR that QEMU's NVMe has its controller memory buffer behind."""
 PLACE = 1 << 20
 """Offset in it; the host's driver may have queues at its start."""
@@ -57,7 +57,7 @@ BYTES = 4096
 SEED = 0x6E6D
 PARAMETER = "/sys/module/vfio_pci_core/parameters/direct_p2p"
 PCI = "/sys/bus/pci/devices"
-ACS_ID = 0x0D
+ACS_ID, DVSEC_ID = 0x0D, 0x23
 ENABLE, FAILED = 1, 2
 """VFIO_PCI_DIRECT_P2P_ENABLE, VFIO_PCI_DIRECT_P2P_FAILED"""
 
@@ -146,7 +146,18 @@ class Place:
         return self.routes().acs
 
     def routes(self) -> routes.Ports:
-        return routes.read(self.host.shell)
+        """As measure.routes reads it, by one program a port instead of fifteen."""
+        names = list(self.acs_at)
+        files = " ".join(f"{PCI}/{port}/config" for port in names)
+        listing = self.sh(f"for f in {files}; do base64 -w 0 $f; echo; done").splitlines()
+        acs, routed = {}, {}
+        for port, line in zip(names, listing, strict=True):
+            config = base64.b64decode(line)
+            acs[port] = word(config, self.acs_at[port], 2)
+            first = extended_capability(config, DVSEC_ID) + 0x10
+            count = len(fields(routes.Routed))
+            routed[port] = routes.Routed(*(word(config, first + 8 * i, 8) for i in range(count)))
+        return routes.Ports(acs, routed)
 
     def redirects(self, name: str) -> bool:
         """Whether the port above a function sends peers' requests to the root complex."""
@@ -228,11 +239,15 @@ done
 """
 
 
+def word(config: bytes, at: int, size: int) -> int:
+    return int.from_bytes(config[at : at + size], "little")
+
+
 def extended_capability(config: bytes, wanted: int) -> int:
     """Offset of an extended capability (PCIe r7.0, 7.6.3)."""
     at = 0x100
     while at:
-        head = int.from_bytes(config[at : at + 4], "little")
+        head = word(config, at, 4)
         if head & 0xFFFF == wanted:
             return at
         at = head >> 20
@@ -388,7 +403,7 @@ def read_from_peer(place: Place, program: Program) -> routes.Routed:
 def attack(place: Place, program: Program, victim: str) -> None:
     """The disk writes to and reads from somebody else's function: nothing arrives."""
     program.do("fill", place.memory(victim), PLACE, BYTES, SEED)
-    before = place.routes()
+    before, log = place.routes(), place.host.kernel_log().last
     address = hex(place.bus_address(victim))
     program.ask("write", place.functions["disk"], address, 1)
     program.ask("read", place.functions["disk"], address)
@@ -396,9 +411,8 @@ def attack(place: Place, program: Program, victim: str) -> None:
     assert program.do("differ", place.memory(victim), PLACE, BYTES, SEED)["bytes"] == 0
     assert (after.total - before.total).direct == 0
     assert (after.total - before.total).translated == 0
-    # the attempt was one: its bytes left the initiator
-    tried = after.routed[place.ports["disk"]] - before.routed[place.ports["disk"]]
-    assert tried.redirected >= BYTES
+    # the attempt was one: it came as far as to the IOMMU
+    assert count_iommu_faults(place.host.kernel_log(log).lines) > 0
 
 
 # -- what is short
@@ -536,9 +550,9 @@ def test_kill_under_load_ends_the_claim_before_anything_else(place: Place) -> No
     start_traffic(place, owner)
     assert claim(place, owner, peer) == 0
     owner.do("flood", place.functions["disk"], hex(place.bus_address("peer")))
-    other.tell("opens", place.functions["third"], 12, *place.acs_words())
+    other.tell("opens", place.functions["third"], 100, 50, *place.acs_words())
     before = place.routes()
-    time.sleep(3)
+    time.sleep(2)
     loaded = place.routes().total - before.total
     assert loaded.direct > 0
     assert loaded.redirected == 0
@@ -561,7 +575,7 @@ def race(place: Place, seconds: float) -> None:
     peer = open_both(place, owner)
     words = place.acs_words()
     owner.tell("claims", place.functions["disk"], peer, seconds, *words)
-    other.tell("opens", place.functions["third"], seconds, *words)
+    other.tell("opens", place.functions["third"], seconds, 0, *words)
     claimed, opened = owner.answer(), other.answer()
     print(claimed, opened)
     for seen in (claimed, opened):
