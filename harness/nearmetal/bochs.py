@@ -25,8 +25,8 @@ CMDLINE = (
     "console=ttyS0,115200 panic=-1 oops=panic mitigations=off nokaslr tsc=reliable "
     "kvm_intel.enable_apicv=0 quiet loglevel=5"
 )
-CPU = "corei7_icelake_u"
-"""The model with the PMU of the CPUs that the project is for: 8 + 4 counters."""
+CPU = "corei7_skylake_x"
+"""The newest model that Linux 7.3 runs on without faults (docs/testbed.md)."""
 GUEST_MEMORY_MIB = 512
 
 _LOADER = (
