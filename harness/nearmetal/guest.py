@@ -29,11 +29,12 @@ from qemu.qmp import QMPClient, QMPError
 from . import ui
 from .builds import Image, Kernel, Keys, Qemu
 from .console import UP, Console
-from .errors import MeasurementError
+from .errors import EnvironmentBroken, MeasurementError
 from .host import Host
 from .shell import Address, Running, Shell, connect
 
 BOOT_DEADLINE_S = 240.0
+LOGIN_DEADLINE_S = 240.0
 CMDLINE = "console=ttyS0 panic=-1 oops=panic nokaslr quiet loglevel=5"
 
 
@@ -313,7 +314,13 @@ def _powered_guest(
 
     def login() -> Shell:
         address = Address("127.0.0.1", port, "root", parts.keys.login, parts.keys.host_public)
-        there = connect(console.name, address, deadline_s=90, through=shell, alive=alive)
+        try:
+            there = connect(
+                console.name, address, deadline_s=LOGIN_DEADLINE_S, through=shell, alive=alive
+            )
+        except EnvironmentBroken as error:
+            # it is ours and it is up: that it does not answer is a finding, not the environment
+            raise MeasurementError(error.message, detail=console.tail()) from None
         there.watch, there.console = watching, console
         return there
 

@@ -19,6 +19,8 @@ from .errors import EnvironmentBroken, MeasurementError, UsageError
 
 _POLL_S = 0.01
 _WATCH_S = 2.0
+_HANDSHAKE_S = 60.0
+"""For TCP and SSH's key exchange each: a guest of an emulated host took more than 15 s."""
 
 # what goes wrong is told by our own errors; paramiko's threads would print tracebacks
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
@@ -228,7 +230,10 @@ def connect(
             sock = None
             if through is not None:
                 sock = through.transport.open_channel(
-                    "direct-tcpip", (address.host, address.port), ("127.0.0.1", 0), timeout=10
+                    "direct-tcpip",
+                    (address.host, address.port),
+                    ("127.0.0.1", 0),
+                    timeout=_HANDSHAKE_S,
                 )
             client.connect(
                 address.host,
@@ -238,9 +243,9 @@ def connect(
                 allow_agent=address.key is None,
                 look_for_keys=address.key is None,
                 sock=sock,
-                timeout=15,
-                banner_timeout=60,
-                auth_timeout=60,
+                timeout=_HANDSHAKE_S,
+                banner_timeout=_HANDSHAKE_S,
+                auth_timeout=_HANDSHAKE_S,
             )
             transport = client.get_transport()
             assert transport is not None
