@@ -7,6 +7,7 @@ import json
 
 from ..model import Measurement
 from ..tracing import Exits
+from . import pmu
 from .bench import Bench
 
 NAMES = (
@@ -14,7 +15,11 @@ NAMES = (
     "vmexit.agent.userspace_exits_per_sample",
     "vmexit.agent.pmu_exits_per_sample",
     "vmexit.agent.samples_per_s",
+    *pmu.NAMES,
 )
+TESTBED_NAMES = pmu.TESTBED_NAMES
+PMU_SERIES = (None, "pmu-passthrough")
+"""The agents that use counters are run where no series is on, or the one that is for them."""
 
 RUNS = 3
 COUNTED_SAMPLES = 40
@@ -50,6 +55,11 @@ def pmu_exits(exits: Exits) -> int:
 
 def measure(bench: Bench) -> list[Measurement]:
     """All rows of the vmexit test: exits from counted runs, the rate from runs without counting."""
+    rows = _monitoring_agent(bench)
+    return rows + pmu.measure(bench) if bench.series in PMU_SERIES else rows
+
+
+def _monitoring_agent(bench: Bench) -> list[Measurement]:
     total, user, pmu, rate = [], [], [], []
     functions, counters = "", ""
     by_reason = []
@@ -66,7 +76,7 @@ def measure(bench: Bench) -> list[Measurement]:
     for _ in range(RUNS):
         said = bench.timed(f"nm-agent {SAMPLES}", deadline_s=_DEADLINE_S)
         rate.append(said["samples"] / (said["ns"] / 1e9))
-    (bench.logs / f"{bench.variant}-agent.json").write_text(json.dumps(by_reason, indent=1))
+    (bench.logs / f"{bench.label}-agent.json").write_text(json.dumps(by_reason, indent=1))
     context = {"functions": functions, "pmu_counters": counters}
     return [
         bench.row("vmexit.agent.exits_per_sample", total, **context),
