@@ -3,6 +3,7 @@
  * nm-insns COUNT loop LENGTH
  * nm-insns COUNT config CONFIG-FILE OFFSET
  * nm-insns COUNT ports PORT
+ * nm-insns COUNT msr REGISTER
  *
  * does something COUNT times, each time between two marks at which the
  * emulator logs how many instructions the CPU has executed (insns.h):
@@ -12,6 +13,8 @@
  *           through sysfs, as agents and lspci do
  *   ports   a write of a byte to PORT of what was there before, and a read of
  *           it
+ *   msr     a write of a performance event selector, with another event each
+ *           time and not enabled, through /dev/cpu/0/msr
  *
  * Prints {"pairs": COUNT, "value": what was read last}.
  */
@@ -45,6 +48,12 @@ static inline void ports(uint8_t byte)
 		err(1, "port %#lx", (long)place);
 }
 
+static inline void msr(uint64_t event)
+{
+	if (pwrite(fd, &event, sizeof(event), place) != sizeof(event))
+		err(1, "MSR %#lx", (long)place);
+}
+
 #define REPEAT(count, what) \
 	do { \
 		for (uint64_t i = 0; i < (count); i++) { \
@@ -63,13 +72,14 @@ int main(int argc, char **argv)
 		length = number(argv[3]);
 	else if (!strcmp(what, "config") && argc == 5)
 		place = number(argv[4]);
-	else if (!strcmp(what, "ports") && argc == 4)
+	else if ((!strcmp(what, "ports") || !strcmp(what, "msr")) && argc == 4)
 		place = number(argv[3]);
 	else
-		errx(2, "usage: nm-insns COUNT loop LENGTH | config FILE OFFSET | ports PORT");
+		errx(2, "usage: nm-insns COUNT loop LENGTH | config FILE OFFSET | ports PORT | msr REGISTER");
 	count = number(argv[1]);
 	if (*what != 'l') {
-		const char *file = *what == 'c' ? argv[3] : "/dev/port";
+		const char *file = *what == 'c' ? argv[3] :
+				   *what == 'p' ? "/dev/port" : "/dev/cpu/0/msr";
 
 		fd = open(file, (*what == 'c' ? O_RDONLY : O_RDWR) | O_CLOEXEC);
 		if (fd < 0)
@@ -86,9 +96,13 @@ int main(int argc, char **argv)
 		REPEAT(count, loop(length));
 	else if (*what == 'c')
 		REPEAT(count, config());
-	else
+	else if (*what == 'p')
 		REPEAT(count, ports(value));
+	else
+		REPEAT(count, msr(0xc2 + (i & 1)));
 	insns_rest();
+	if (*what == 'm')
+		msr(0);
 	printf("{\"pairs\": %llu, \"value\": %u}\n", (unsigned long long)count, value);
 	return 0;
 }

@@ -118,6 +118,37 @@ _ENTRIES = (
         "RDPMC and PMU MSR exits while a monitoring agent runs, a sample",
     ),
     Entry(
+        "vmexit.agent.pmi_exits_per_sample",
+        "exits/sample",
+        "vmexit",
+        "exits for overflows of counters while an agent that uses them runs, a sample",
+    ),
+    Entry(
+        "vmexit.agent.pmu_switches_per_sample",
+        "loads/sample",
+        "vmexit",
+        "loads of a mediated PMU while an agent that uses counters runs, a sample",
+    ),
+    Entry(
+        "pmu.count_error_pct",
+        "%",
+        "vmexit",
+        "how far the guest's counters are off for a loop of known length",
+    ),
+    Entry(
+        "pmu.leaked_host_instructions",
+        "instructions/exit",
+        "vmexit",
+        "what a counter of the guest counts beyond the guest's own instructions, an exit",
+        "equal",
+    ),
+    Entry(
+        "pmu.selector_write_instructions",
+        "instructions",
+        "vmexit",
+        "instructions of the host, without the guest's own, for one write of an event selector",
+    ),
+    Entry(
         "vmexit.agent.samples_per_s",
         "samples/s",
         "vmexit",

@@ -86,6 +86,7 @@ class Host:
     """The log of the emulator's plugin that counts instructions; None where nothing counts them."""
     guest_cpus: int = 1
     guest_memory_mib: int = 1024
+    _kvm_parameters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     _log_seen: int = 0
     _claim: Running | None = None
 
@@ -126,27 +127,39 @@ class Host:
         return target
 
     def load_kvm(self, parameters: Mapping[str, Mapping[str, str]] | None = None) -> None:
-        """Load KVM with module parameters; without any, what is loaded is left alone."""
+        """Load KVM with module parameters; what is loaded with the same ones is left alone.
+
+        Raises MeasurementError when KVM has not taken a parameter, as it does quietly where the
+        hardware lacks what it is for.
+        """
         module = self.facts.kvm_module
-        parameters = {
-            name: values
-            for name, values in (parameters or {}).items()
-            if name in ("kvm", "kvm_amd", "kvm_intel")
-        }
         if not module:
             raise EnvironmentBroken(
                 f"{self.name}: the CPU has neither SVM nor VMX",
                 hint="enable virtualization in the firmware, or use the testbed",
             )
-        wanted = parameters
+        wanted = {
+            name: values for name, values in (parameters or {}).items() if name in ("kvm", module)
+        }
         loaded = self.shell.run(f"test -d /sys/module/{module}", check=False).status == 0
-        if loaded and not wanted:
+        if loaded and wanted == self._kvm_parameters:
             return
         if loaded:
             self.shell.run(f"modprobe -r {module} kvm", deadline_s=60)
         for name in ("kvm", module):
             words = [f"{key}={value}" for key, value in wanted.get(name, {}).items()]
             self.shell.run(shlex.join(["modprobe", name, *words]), deadline_s=120)
+        self._kvm_parameters = wanted
+        for name, values in wanted.items():
+            for key, value in values.items():
+                path = f"/sys/module/{name}/parameters/{key}"
+                taken = self.shell.run(f"cat {shlex.quote(path)}").stdout.strip()
+                if taken != value:
+                    raise MeasurementError(
+                        f"{self.name}: {name} has set its parameter {key} to {taken or 'nothing'}, "
+                        f"not to {value}",
+                        hint="its hardware or its kernel can't do what the parameter is for",
+                    )
 
     @contextmanager
     def parameters(self, wanted: Mapping[str, Mapping[str, str]]) -> Iterator[None]:

@@ -26,7 +26,7 @@ from .model import Build, Measurement, Missing, Report, RunInfo, Skipped, Varian
 from .settings import Settings
 from .sources import Source, obtain
 from .tracing import counting
-from .variants import Config, available, configs
+from .variants import Config, available, configs, mediated
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ TEST_CASES: Mapping[str, TestCase] = {
         lspci.NAMES,
         testbed_names=(*instructions.NAMES, *instructions.COMPARED),
     ),
-    "vmexit": TestCase(vmexit.measure, vmexit.NAMES),
+    "vmexit": TestCase(vmexit.measure, vmexit.NAMES, testbed_names=vmexit.TESTBED_NAMES),
     "p2p": TestCase(p2p.measure, p2p.NAMES, needs_p2p=True, testbed_names=p2p.ROUTE_NAMES),
 }
 assert tuple(TEST_CASES) == TESTS
@@ -106,6 +106,25 @@ def resolve_tests(names: Sequence[str], testbed: str | None = None) -> tuple[str
                 hint=f"it has {', '.join(known)}; --testbed amd has all",
             )
     return tuple(name for name in known if not names or name in names)
+
+
+def with_setups(
+    plan: Sequence[Config], tests: Sequence[str], *, testbed: bool
+) -> tuple[Config, ...]:
+    """The plan with the set-ups that a variant is measured with beside its plain one.
+
+    Configurations that none of the tests is for are left out. A server's KVM is not reloaded for a
+    set-up: its hardware or its kernel may lack what it needs.
+    """
+    every = [
+        one
+        for config in plan
+        for one in (
+            config,
+            *((mediated(config),) if testbed and config.variant == "vanilla" else ()),
+        )
+    ]
+    return tuple(one for one in every if measured_by(one, tests))
 
 
 def build_all(
@@ -342,6 +361,7 @@ def measure_variant(
                 logs=logs,
                 series=config.series,
                 testbed=settings.testbed if host.store is not None else None,
+                setup=config.setup,
             )
             while left:
                 name = left[0]
@@ -357,7 +377,7 @@ def measure_variant(
 
 def _one_test(place: bench.Bench, name: str, found: _Found) -> None:
     case = TEST_CASES[name]
-    with ui.step(f"measuring {name} on {place.variant}"):
+    with ui.step(f"measuring {name} on {place.label}"):
         try:
             rows = case.measure(place)
             place.guest.check()
@@ -397,6 +417,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
     tests = resolve_tests(options.tests, settings.testbed if server is None else None)
     every = series.load_series(settings.repo / "patches")
     plan = configs(every, options.variants or available(every))
+    plan = with_setups(plan, tests, testbed=server is None)
     if server is not None and [config for config in plan if config.linux_patches]:
         ui.warn("the kernel of a server is measured as it runs; only QEMU and guest are changed")
     rules = checks.load_checks(options.checks or (checks.DEFAULT_CHECKS,))
@@ -422,7 +443,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
                     settings, cache, built, configs_here, server, tests, logs, found, options.keep
                 )
             for config in plan:
-                if server is None and "p2p" in tests and config.variant == "vanilla":
+                if server is None and "p2p" in tests and config == Config("vanilla"):
                     _measure_setups(settings, cache, built, config, logs, found)
     except BaseException:
         _drop_if_empty(folder)
@@ -527,7 +548,11 @@ def _measure_on_one_host(
 
 def measured_by(config: Config, tests: Sequence[str]) -> tuple[str, ...]:
     """Those of the tests that a variant is measured by."""
-    return tuple(test for test in tests if test == "p2p" or not config.setups)
+    return tuple(
+        test
+        for test in tests
+        if (test == "p2p" or not config.setups) and (not config.tests or test in config.tests)
+    )
 
 
 def _measure_setups(

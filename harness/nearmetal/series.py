@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import jsonschema
 import yaml
 
-from .catalogue import GUEST_SETUPS, nearest
+from .catalogue import GUEST_SETUPS, TESTS, nearest
 from .errors import UsageError
 
 TreeName = Literal["linux", "qemu", "testbed-qemu", "testbed-bochs"]
@@ -45,6 +45,11 @@ SCHEMA: Mapping[str, Any] = {
                     "base": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+$"},
                     "purpose": {"type": "string", "minLength": 1},
                     "checks": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+                    "tests": {
+                        "type": "array",
+                        "items": {"enum": list(TESTS)},
+                        "uniqueItems": True,
+                    },
                     "draft": {"type": "boolean"},
                     "enable": {
                         "type": "object",
@@ -120,6 +125,8 @@ class Series:
     checks: tuple[str, ...]
     enable: Enable
     folder: Path
+    tests: tuple[str, ...] = ()
+    """The tests that its variant ``on`` runs; none means all."""
     draft: bool = False
     """Kept as commits and validated, but not yet built into anything that is run."""
 
@@ -321,6 +328,7 @@ def _series(entry: Mapping[str, Any], patches: Path) -> Series:
             setups=tuple(enable.get("setups", ())),
         ),
         folder=series_folder(patches, entry["tree"], entry["name"]),
+        tests=tuple(entry.get("tests", ())),
         draft=entry.get("draft", False),
     )
 

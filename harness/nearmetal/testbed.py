@@ -97,7 +97,7 @@ def command_line(
         *("-name", "nearmetal-testbed"),
         *("-machine", "q35,kernel-irqchip=split"),
         *("-accel", "tcg,thread=multi,tb-size=1024"),
-        *("-cpu", "EPYC,+svm,+npt"),
+        *("-cpu", "EPYC,+svm,+npt,pmu=on,perfctr-core=on,perfmon-v2=on"),
         *("-smp", str(parts.cpus), "-m", str(parts.memory_mib)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-serial", f"file:{console}"),

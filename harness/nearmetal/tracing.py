@@ -45,11 +45,18 @@ _HISTS = {
     "kvm_msr": "hist:keys=ecx,write:size=2048:pause",
 }
 
+GLOBAL_STATUS_SET = 0xC0000303
+"""AMD PERF_CNTR_GLOBAL_STATUS_SET: the kernel writes it whenever it loads a mediated PMU, and
+nowhere else (amd_mediated_pmu_load)."""
+_SWITCHES = f"hist:keys=msr:size=128:pause if msr == {GLOBAL_STATUS_SET}"
+
 MMIO_READ_UNSATISFIED, MMIO_READ, MMIO_WRITE = 0, 1, 2
 """include/trace/events/kvm.h, KVM_TRACE_MMIO_*"""
 
 
-def _start() -> str:
+def _start(switches: bool) -> str:
+    """All triggers; ``switches``: those on writes of MSRs by the host, too."""
+    counted = [*(("kvm", name) for name in _EVENTS), ("synthetic", _USER_PIO)]
     lines = [
         f"cd {_T} || exit 1",
         _stop(),
@@ -73,7 +80,10 @@ def _start() -> str:
         "echo 'hist:keys=port,rw,val:size=8192:pause' >> "
         f"events/synthetic/{_USER_PIO}/trigger || exit 1"
     )
-    for system, event in (*(("kvm", name) for name in _EVENTS), ("synthetic", _USER_PIO)):
+    if switches:
+        lines.append(f"echo '{_SWITCHES}' >> events/msr/write_msr/trigger || exit 1")
+        counted.append(("msr", "write_msr"))
+    for system, event in counted:
         lines.append(
             f"echo 'enable_hist:{system}:{event} if function == {MARK_LEAF}' "
             ">> events/kvm/kvm_cpuid/trigger || exit 1"
@@ -90,7 +100,7 @@ def _stop() -> str:
     events = " ".join(f"kvm/{event}" for event in ("kvm_cpuid", "kvm_pio", *_EVENTS))
     return rf"""
 for try in 1 2 3; do
-  for e in {events} synthetic/{_USER_PIO}; do
+  for e in {events} synthetic/{_USER_PIO} msr/write_msr; do
     f=events/$e/trigger
     [ -e $f ] || continue
     grep -v '^#' $f | sed -e 's/ \[[a-z]*\]$//' -e 's/:unlimited//' | while read -r t; do
@@ -105,7 +115,11 @@ true
 
 _READ = f"cd {_T} && " + " && ".join(
     f"echo '=== {system}/{event}' && cat events/{system}/{event}/hist"
-    for system, event in (*(("kvm", name) for name in _EVENTS), ("synthetic", _USER_PIO))
+    for system, event in (
+        *(("kvm", name) for name in _EVENTS),
+        ("synthetic", _USER_PIO),
+        ("msr", "write_msr"),
+    )
 )
 
 
@@ -126,7 +140,8 @@ class Exits:
     KVM_EXIT_* reason; ``pio``: port accesses by (port, "in" or "out"); ``pio_user``: those of
     them that left the kernel; ``config_user``: exits to userspace for a config register, by
     what was last written to 0xCF8; ``mmio``: (type, page of the guest's physical address in bytes);
-    ``msr``: (MSR, "read" or "write").
+    ``msr``: (MSR, "read" or "write"); ``pmu_switches``: loads of a mediated PMU into hardware,
+    None where they were not counted.
     """
 
     reasons: Mapping[str, int]
@@ -136,6 +151,7 @@ class Exits:
     config_user: Mapping[int, int]
     mmio: Mapping[tuple[int, int], int]
     msr: Mapping[tuple[int, str], int]
+    pmu_switches: int | None = None
 
     @property
     def total(self) -> int:
@@ -252,6 +268,9 @@ def parse_exits(text: str) -> Exits:
             (_number(ecx), "write" if _number(write) else "read"): count
             for (ecx, write), count in one("kvm/kvm_msr", ("ecx", "write")).items()
         },
+        pmu_switches=(
+            sum(one("msr/write_msr", ("msr",)).values()) if hists.get("msr/write_msr") else None
+        ),
     )
 
 
@@ -270,9 +289,9 @@ class Tracer:
 
     shell: Shell
 
-    def on(self) -> None:
-        """Put the triggers on, all counts zero."""
-        self.shell.run(_start(), deadline_s=60)
+    def on(self, *, switches: bool = False) -> None:
+        """Put the triggers on, all counts zero; ``switches``: on loads of the PMU, too."""
+        self.shell.run(_start(switches), deadline_s=60)
 
     def off(self) -> None:
         """Take the triggers off: counting slows every exit, so nothing is timed under it."""

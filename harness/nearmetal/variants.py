@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors import UsageError
@@ -26,11 +26,27 @@ class Config:
     qemu_args: tuple[str, ...] = ()
     setups: tuple[str, ...] = ()
     """The set-ups of p2p that it is measured by, and nothing else; empty: all tests."""
+    setup: str | None = None
+    """What is set up otherwise than the variant alone says; ``context.setup`` of its rows."""
+    tests: tuple[str, ...] = ()
+    """The tests to run; none means all."""
 
     @property
     def label(self) -> str:
         """A short name for files and steps."""
-        return self.variant if self.series is None else f"{self.variant}-{self.series}"
+        return "-".join(word for word in (self.variant, self.setup, self.series) if word)
+
+
+MEDIATED = "mediated"
+_MEDIATED_PMU = {
+    "kvm_amd": {"enable_mediated_pmu": "Y"},
+    "kvm_intel": {"enable_mediated_pmu": "Y"},
+}
+
+
+def mediated(config: Config) -> Config:
+    """The variant with KVM's mediated PMU, for the tests that use performance counters."""
+    return replace(config, setup=MEDIATED, tests=("vmexit",), modules=_MEDIATED_PMU)
 
 
 def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config, ...]:
@@ -87,6 +103,7 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
                     modules,
                     words,
                     tuple(dict.fromkeys(setups)),
+                    tests=tuple(dict.fromkeys(test for one in parts for test in one.tests)),
                 )
             )
     return tuple(result)

@@ -8,6 +8,7 @@ what the series does on Intel CPUs is not run here.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,11 @@ from nearmetal.cache import Cache
 from nearmetal.guest import running_guest
 from nearmetal.host import Host
 from nearmetal.settings import Settings
+from nearmetal.shell import Result
 
 pytestmark = pytest.mark.testbed
 
-NEEDED = ("linux/pmu-passthrough", "testbed/tcg-core-pmu")
+NEEDED = ("linux/pmu-passthrough", "qemu/pmu-passthrough", "testbed/tcg-core-pmu")
 MEDIATED = {"kvm_amd": {"enable_mediated_pmu": "Y"}}
 SELFTESTS = (
     "x86/pmu_eventsel_test",
@@ -75,7 +77,6 @@ def mediated(
     """An emulated host with a PMU, whose KVM has a mediated PMU."""
     made = run.build_all(conf, cache, [config], with_testbed=True)
     with cache.lock("testbed"), run.host_for(conf, cache, made, config, None, logs) as machine:
-        # of a draft that is none any more: not to be skipped, but to be mended
         machine.shell.run("grep -qw perfmon_v2 /proc/cpuinfo")
         machine.load_kvm(MEDIATED)
         taken = machine.shell.run("cat /sys/module/kvm_amd/parameters/enable_mediated_pmu").stdout
@@ -158,3 +159,96 @@ def test_a_guest_that_multiplexes_rarely_switches_the_pmu(
     assert selectors > 500, "the guest has hardly multiplexed anything"
     assert exits - loads - timers > IN_FASTPATH * selectors
     machine.check()
+
+
+def start_qemu(place: tuple[Host, run.Built], patched: variants.Config, accel: str) -> Result:
+    """Start QEMU with one virtual CPU that does not run, and let it end at once."""
+    machine, made = place
+    qemu = made.qemus[patched.qemu_patches]
+    words = shlex.join(
+        [
+            *(machine.place(qemu.program), "-L", machine.place(qemu.firmware)),
+            *("-machine", "q35", "-accel", accel, "-cpu", "host", "-m", "64", "-S"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "stdio"),
+        ]
+    )
+    return machine.shell.run(f"echo quit | {words}", deadline_s=120, check=False)
+
+
+def test_qemu_starts_with_a_mediated_pmu(
+    patched: variants.Config, place: tuple[Host, run.Built]
+) -> None:
+    """Else its refusals below would say nothing."""
+    done = start_qemu(place, patched, "kvm")
+    assert done.status == 0, done.stderr
+
+
+@contextmanager
+def counting_in_guests(machine: Host) -> Iterator[str]:
+    """A perf stat on the host that counts in guests, too; its process ID."""
+    pid = machine.shell.run(
+        "perf stat -a -e cycles sleep 600 < /dev/null > /dev/null 2>&1 & echo $!"
+    ).stdout.strip()
+    try:
+        seen = f"ls -l /proc/{pid}/fd | grep -q perf_event"
+        machine.shell.run(f"for i in $(seq 100); do {seen} && exit; sleep 0.2; done; exit 1")
+        yield pid
+    finally:
+        machine.shell.run(f"kill {pid}; while [ -e /proc/{pid} ]; do sleep 0.2; done")
+
+
+def test_qemu_names_the_process_whose_events_are_in_the_way(
+    patched: variants.Config, place: tuple[Host, run.Built]
+) -> None:
+    with counting_in_guests(place[0]) as pid:
+        done = start_qemu(place, patched, "kvm")
+    print(done.stderr)
+    assert done.status == 1
+    assert "Device or resource busy" in done.stderr
+    assert f"process {pid} (perf) has perf events" in done.stderr
+    assert "watchdog" not in done.stderr, "there is none in this kernel"
+    again = start_qemu(place, patched, "kvm")
+    assert again.status == 0, again.stderr
+
+
+def test_qemu_names_the_watchdog(patched: variants.Config, place: tuple[Host, run.Built]) -> None:
+    """The testbed's kernel has no NMI watchdog: its sysctl is made to say 1, another event is."""
+    machine = place[0]
+    sysctl = "/proc/sys/kernel/nmi_watchdog"
+    machine.shell.run(f"echo 1 > /run/one; mount --bind /run/one {sysctl}")
+    try:
+        with counting_in_guests(machine):
+            done = start_qemu(place, patched, "kvm")
+    finally:
+        machine.shell.run(f"umount {sysctl}")
+    print(done.stderr)
+    assert "'sysctl kernel.nmi_watchdog=0' turns it off" in done.stderr
+
+
+def test_qemu_refuses_what_the_host_cannot_do(
+    patched: variants.Config, place: tuple[Host, run.Built]
+) -> None:
+    """Selectors cannot be passed through on AMD CPUs."""
+    done = start_qemu(place, patched, "kvm,pmu-passthrough=on")
+    print(done.stderr)
+    assert done.status == 1
+    assert "the host can't pass event selectors through" in done.stderr
+
+
+def test_a_guest_with_a_mediated_pmu_is_in_the_way_of_perf(
+    conf: Settings,
+    cache: Cache,
+    patched: variants.Config,
+    place: tuple[Host, run.Built],
+    tmp_path: Path,
+) -> None:
+    """The kernel's rule: while such a VM exists, no event of the host counts in guests."""
+    machine, made = place
+    parts = run.guest_parts(conf, cache, made, patched, machine, [])
+    with running_guest(machine, parts, logs=tmp_path, label="alone"):
+        refused = machine.shell.run("perf stat -a -e cycles:HG true", check=False)
+        allowed = machine.shell.run("perf stat -a -x, -e cycles:H true 2>&1", check=False)
+    print(refused.stdout, refused.stderr, allowed.stdout)
+    assert "not supported" in refused.stderr
+    assert allowed.status == 0
+    assert "<not" not in allowed.stdout

@@ -409,6 +409,43 @@ def test_the_exit_status_follows_the_verdicts(statuses: tuple[str, ...], status:
 # --- the default checks ------------------------------------------------------------------------
 
 
+Agents = dict[str, tuple[float, float, float]]
+"""By agent that uses counters: PMU exits, exits for overflows, switches of the PMU, a sample."""
+
+VANILLA: Agents = {
+    "multiplex": (417.1, 0, 0),
+    "profile": (11, 1, 0),
+    "rdpmc": (1.02, 0, 0),
+    "selectors": (1, 0, 0),
+    "tasks": (29.6, 0, 0),
+}
+MEDIATED: Agents = {
+    "multiplex": (22.5, 0, 33.4),
+    "profile": (0.6, 1, 47.6),
+    "rdpmc": (0, 0, 0.001),
+    "selectors": (1, 0, 1.095),
+    "tasks": (6.28, 0, 16.99),
+}
+"""Measured once, on an emulated host."""
+
+
+def counters(context: dict[str, str], agents: Agents, write: float = 2412) -> list[Measurement]:
+    """The rows of measure/pmu.py."""
+    names = ("pmu_exits", "pmi_exits", "pmu_switches")
+    rows = [
+        row(value, name=f"vmexit.agent.{name}_per_sample", agent=agent, **context)
+        for agent, values in agents.items()
+        for name, value in zip(names, values, strict=True)
+    ]
+    for host in ("idle", "busy"):
+        for event in ("instructions", "branches"):
+            words = {"event": event, "host": host, **context}
+            rows.append(row(0.0003, 0.0003, name="pmu.count_error_pct", **words))
+    rows.append(row(0, 0, 0, name="pmu.leaked_host_instructions", **context))
+    rows.append(row(write, name="pmu.selector_write_instructions", **context))
+    return rows
+
+
 def healthy() -> list[Measurement]:
     """Rows as an unpatched testbed gives them."""
     rows = []
@@ -464,6 +501,7 @@ def healthy() -> list[Measurement]:
         "p2p.ram_bytes": 1 << 20,
     }
     rows += [row(value, name=name) for name, value in agent.items()]
+    rows += counters({}, VANILLA) + counters({"setup": "mediated"}, MEDIATED)
     ways = {"bare": "direct", "iommu": "redirected", "ats": "translated"}
     for setup, taken in ways.items():
         rows += [row(value, name=name, setup=setup) for name, value in peers.items()]
@@ -497,22 +535,26 @@ def defaults() -> tuple[Check, ...]:
     return load_checks(DEFAULT_CHECKS)
 
 
+ON_OR_OFF = ("off.", "pci-config-cache.", "pci-ecam.", "direct-p2p.", "pmu-passthrough.")
+
+
 def test_a_healthy_run_passes_all_default_checks(defaults: tuple[Check, ...]) -> None:
     results = judge(defaults, healthy(), (), (), PLAN)
     bad = [result for result in results if result.status not in ("pass", "skip")]
     assert not bad, bad
     # only what is about a variant that this run does not have is left out
     skipped = {result.name for result in results if result.status == "skip"}
-    assert skipped == {
-        check.name
-        for check in defaults
-        if check.name.startswith(("off.", "pci-config-cache.", "pci-ecam.", "direct-p2p."))
-    }
+    assert skipped == {check.name for check in defaults if check.name.startswith(ON_OR_OFF)}
+
+
+def plain(one: Measurement) -> bool:
+    """Whether a row is of a variant as it is, and not of vanilla with a mediated PMU."""
+    return one.context.get("setup") != "mediated"
 
 
 def patched() -> tuple[list[Measurement], Plan]:
     """A healthy run with the variant off, which equals vanilla."""
-    off = [dataclasses.replace(one, variant="off") for one in healthy()]
+    off = [dataclasses.replace(one, variant="off") for one in healthy() if plain(one)]
     tests = ("lspci", "vmexit", "p2p")
     rows = [*healthy(), *off]
     return [*rows, *compared(rows)], plan_all(tests, ("vanilla", "off"), testbed="amd")
@@ -532,7 +574,7 @@ def switched_on(
     """A healthy run with a series on; ``changed`` is by name and the context's ``key``."""
     rows = healthy()
     on = []
-    for one in rows:
+    for one in filter(plain, rows):
         value = changed.get((one.name, one.context.get(key)))
         values = one.values if value is None else tuple(float(value) for _ in one.values)
         on.append(dataclasses.replace(one, variant="on", series=series, values=values))
@@ -562,6 +604,53 @@ def cached() -> tuple[list[Measurement], Plan]:
         for one in rows
     ]
     return [*kept, *compared(kept)], plan
+
+
+def passed_through(**spoilt: float) -> tuple[list[Measurement], Plan]:
+    """A healthy run with pmu-passthrough on; ``spoilt``: other values by name."""
+    agents = dict(MEDIATED)
+    agents["selectors"] = (1, 0, spoilt.get("switches", 0.028))
+    agents["multiplex"] = (22.5, 0, spoilt.get("multiplex", 19.0))
+    agents["rdpmc"] = (spoilt.get("rdpmc", 0), 0, 0)
+    agents["profile"] = (0.6, spoilt.get("profile", 1), 47.6)
+    on = []
+    for one in counters({}, agents, spoilt.get("write", 1200)):
+        values = one.values
+        if one.name == "pmu.leaked_host_instructions" and "leak" in spoilt:
+            values = (spoilt["leak"],) * 3
+        if one.context.get("host") == "busy" and "error" in spoilt:
+            values = (0.0, spoilt["error"])
+        on.append(dataclasses.replace(one, variant="on", series="pmu-passthrough", values=values))
+    _, plan = switched_on("pmu-passthrough", {}, "agent")
+    return [*healthy(), *on], plan
+
+
+def test_counters_that_are_passed_through_pass(defaults: tuple[Check, ...]) -> None:
+    rows, plan = passed_through()
+    results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
+    mine = {name: status for name, status in results.items() if "pmu-passthrough." in name}
+    assert len(mine) == 7
+    assert set(mine.values()) == {"pass"}, mine
+
+
+@pytest.mark.parametrize(
+    ("check", "spoilt"),
+    [
+        ("reads-take-no-exit", {"rdpmc": 1}),
+        ("selector-writes-do-not-switch", {"switches": 1.03}),
+        ("selector-write-costs-less", {"write": 2412}),
+        ("multiplexing-switches-less", {"multiplex": 32}),
+        ("counts-are-right", {"error": 0.2}),
+        ("host-code-is-not-counted", {"leak": 250}),
+        ("overflows-exit-once", {"profile": 0}),
+    ],
+)
+def test_counters_that_are_wrong_fail(
+    defaults: tuple[Check, ...], check: str, spoilt: dict[str, float]
+) -> None:
+    rows, plan = passed_through(**spoilt)
+    results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
+    assert results[f"pmu-passthrough.{check}"] == "fail"
 
 
 def mapped() -> tuple[list[Measurement], Plan]:
@@ -664,6 +753,11 @@ def test_a_cache_that_is_wrong_by_one_fails(
         ("off.agent-userspace-exits-equal-vanilla", "vmexit.agent.userspace_exits_per_sample", {}),
         ("off.instructions-equal-vanilla", "lspci.dword_instructions", {"path": "ecam"}),
         ("off.instructions-equal-vanilla", "exit.kernel_pair_instructions", {}),
+        ("off.pmu-equals-vanilla", "vmexit.agent.pmu_exits_per_sample", {"agent": "selectors"}),
+        ("off.pmu-equals-vanilla", "vmexit.agent.pmu_exits_per_sample", {"agent": "rdpmc"}),
+        ("off.pmu-equals-vanilla", "vmexit.agent.pmu_switches_per_sample", {"agent": "tasks"}),
+        ("off.pmu-equals-vanilla", "pmu.count_error_pct", {"host": "busy"}),
+        ("off.pmu-equals-vanilla", "pmu.leaked_host_instructions", {}),
         ("off.p2p-data-intact", "p2p.corrupt_bytes", {}),
         ("off.p2p-data-intact", "p2p.iommu_faults", {}),
         ("off.p2p-routes-equal-vanilla", "p2p.bytes_direct", {"setup": "iommu"}),
@@ -724,6 +818,32 @@ def test_off_may_ask_whether_there_is_a_cache(
         ("lspci.dword-costs-more-than-its-exits", "lspci.dword_instructions", (2710,), ID),
         ("vmexit.userspace-exits-are-exits", "vmexit.agent.exits_per_sample", (700,), {}),
         ("vmexit.pmu-exits-are-exits", "vmexit.agent.pmu_exits_per_sample", (900,), {}),
+        ("pmu.counts-are-right", "pmu.count_error_pct", (0, 0.2), {"host": "busy"}),
+        ("pmu.host-code-is-not-counted", "pmu.leaked_host_instructions", (250,), {}),
+        (
+            "pmu.vanilla-pays-for-rdpmc",
+            "vmexit.agent.pmu_exits_per_sample",
+            (0,),
+            {"agent": "rdpmc"},
+        ),
+        (
+            "pmu.mediated-writes-switch",
+            "vmexit.agent.pmu_switches_per_sample",
+            (0.03,),
+            {"agent": "selectors", "setup": "mediated"},
+        ),
+        (
+            "pmu.mediated-writes-switch",
+            "vmexit.agent.pmu_switches_per_sample",
+            (1,),
+            {"agent": "tasks"},
+        ),
+        (
+            "pmu.overflows-are-seen",
+            "vmexit.agent.pmi_exits_per_sample",
+            (0,),
+            {"agent": "profile", "setup": "mediated"},
+        ),
         ("p2p.data-intact", "p2p.corrupt_bytes", (0, 1), {"setup": "iommu"}),
         ("p2p.no-iommu-faults", "p2p.iommu_faults", (1,), {"setup": "iommu"}),
         ("p2p.reads", "p2p.read_mib_s", (0,), {"setup": "iommu"}),

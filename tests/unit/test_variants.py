@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nearmetal.errors import UsageError
+from nearmetal.run import measured_by, with_setups
 from nearmetal.series import Enable, Series
 from nearmetal.variants import available, configs
 
@@ -89,3 +90,25 @@ def test_draft_is_in_no_variant(every: list[Series]) -> None:
         assert len(config.linux_patches) == 1
         assert "p2p" not in config.applied
     assert available([dataclasses.replace(one, draft=True) for one in every]) == ("vanilla",)
+
+
+def test_mediated_pmu_is_a_setup_of_vanilla_for_vmexit(every: list[Series]) -> None:
+    plan = with_setups(configs(every, ("vanilla", "off")), ("lspci", "vmexit"), testbed=True)
+    assert [one.label for one in plan] == ["vanilla", "vanilla-mediated", "off"]
+    assert measured_by(plan[1], ("lspci", "vmexit")) == ("vmexit",)
+    assert plan[1].modules["kvm_amd"] == {"enable_mediated_pmu": "Y"}
+    without = with_setups(configs(every, ("vanilla",)), ("lspci",), testbed=True)
+    assert [one.label for one in without] == ["vanilla"]
+    server = with_setups(configs(every, ("vanilla",)), ("vmexit",), testbed=False)
+    assert [one.label for one in server] == ["vanilla"]
+
+
+def test_on_runs_only_the_tests_that_its_series_names(every: list[Series]) -> None:
+    some = [dataclasses.replace(one, tests=("vmexit",) * (one.name == "cache")) for one in every]
+    plan = configs(some, ("on",))
+    assert [measured_by(one, ("lspci", "vmexit")) for one in plan if one.series == "cache"] == [
+        ("vmexit",)
+    ]
+    assert with_setups(plan, ("lspci",), testbed=True) == tuple(
+        one for one in plan if one.series != "cache"
+    )

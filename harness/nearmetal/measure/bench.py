@@ -28,25 +28,35 @@ class Bench:
     logs: Path
     series: str | None = None
     testbed: str | None = None
+    setup: str | None = None
+    """What is set up otherwise than the variant alone says (variants.Config.setup)."""
+
+    @property
+    def label(self) -> str:
+        """A short name for files."""
+        return "-".join(word for word in (self.variant, self.setup, self.series) if word)
 
     def row(self, name: str, values: Iterable[float], **context: str) -> Measurement:
         """A measurement of this bench; ``context`` tells rows of one name apart."""
+        if self.setup:
+            context["setup"] = self.setup
         row = rows(self.host, self.variant, self.series, self.testbed)
         return row(name, values, **context)
 
     def traced(
-        self, label: str, command: str, *, deadline_s: float
+        self, label: str, command: str, *, deadline_s: float, switches: bool = False
     ) -> tuple[dict[str, Any], Exits]:
         """Run a probe that marks its interval in the guest; its JSON line and the exits in it.
 
         The histograms' text is kept in ``logs``. MeasurementError when the probe fails, when
-        either kernel breaks meanwhile, or when events were lost.
+        either kernel breaks meanwhile, or when events were lost. ``switches`` counts the loads
+        of a mediated PMU, too.
         """
-        self.tracer.on()
+        self.tracer.on(switches=switches)
         out = self.guest.shell.run(command, deadline_s=deadline_s).stdout
         raw = self.tracer.raw()
         self.tracer.off()
-        (self.logs / f"{self.variant}-{label}.hist").write_text(raw)
+        (self.logs / f"{self.label}-{label}.hist").write_text(raw)
         self.guest.check()
         return _json_line(command, out), parse_exits(raw)
 

@@ -94,16 +94,21 @@ def clean(intervals: Sequence[Interval], exits: int) -> list[Interval]:
     return found
 
 
-def series(log: Path, shell: Shell, words: str, *, count: int = READS) -> list[Interval]:
-    """Run ``nm-insns COUNT words`` in a guest or on the host itself; its intervals.
+def logged(log: Path, shell: Shell, command: str) -> tuple[str, list[Interval]]:
+    """Run a command in a guest or on the host itself; what it printed, and its intervals.
 
     ``log`` is the plugin's; lines that were there before are left alone.
     """
     begun = log.stat().st_size
-    shell.run(f"nm-insns {count} {words}", deadline_s=_DEADLINE_S)
+    out = shell.run(command, deadline_s=_DEADLINE_S).stdout
     with log.open("rb") as stream:
         stream.seek(begun)
-        intervals = parse(stream.read().decode())
+        return out, parse(stream.read().decode())
+
+
+def series(log: Path, shell: Shell, words: str, *, count: int = READS) -> list[Interval]:
+    """Run ``nm-insns COUNT words`` in a guest or on the host itself; its intervals."""
+    _, intervals = logged(log, shell, f"nm-insns {count} {words}")
     if not count / 2 <= len(intervals) <= count:
         raise MeasurementError(
             f"the emulator counted {len(intervals)} intervals of {count}",

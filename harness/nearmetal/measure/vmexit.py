@@ -7,6 +7,7 @@ import json
 
 from ..model import Measurement
 from ..tracing import Exits
+from . import pmu
 from .bench import Bench
 
 NAMES = (
@@ -14,7 +15,11 @@ NAMES = (
     "vmexit.agent.userspace_exits_per_sample",
     "vmexit.agent.pmu_exits_per_sample",
     "vmexit.agent.samples_per_s",
+    *pmu.NAMES,
 )
+TESTBED_NAMES = pmu.TESTBED_NAMES
+PMU_SERIES = "pmu-passthrough"
+"""The agents that use counters are run where no series is on, or the one that is for them."""
 
 RUNS = 3
 COUNTED_SAMPLES = 40
@@ -50,10 +55,19 @@ def pmu_exits(exits: Exits) -> int:
 
 def measure(bench: Bench) -> list[Measurement]:
     """All rows of the vmexit test: exits from counted runs, the rate from runs without counting."""
+    if bench.series not in (None, PMU_SERIES):
+        return _monitoring_agent(bench)
+    # where only counters differ, the agent that reads config space has little to tell
+    only_counters = bench.series == PMU_SERIES or bench.setup is not None
+    return _monitoring_agent(bench, 1 if only_counters else RUNS) + pmu.measure(bench)
+
+
+def _monitoring_agent(bench: Bench, runs: int = RUNS) -> list[Measurement]:
+    """Its rows; one run counts exits and takes no time."""
     total, user, pmu, rate = [], [], [], []
     functions, counters = "", ""
     by_reason = []
-    for number in range(RUNS):
+    for number in range(runs):
         said, exits = bench.traced(
             f"agent-{number}", f"nm-agent {COUNTED_SAMPLES}", deadline_s=_DEADLINE_S
         )
@@ -63,14 +77,16 @@ def measure(bench: Bench) -> list[Measurement]:
         pmu.append(pmu_exits(exits) / samples)
         functions, counters = str(said["functions"]), str(said["pmu_counters"])
         by_reason.append({"exit": dict(exits.reasons), "userspace": dict(exits.userspace), **said})
-    for _ in range(RUNS):
+    for _ in range(runs if runs > 1 else 0):
         said = bench.timed(f"nm-agent {SAMPLES}", deadline_s=_DEADLINE_S)
         rate.append(said["samples"] / (said["ns"] / 1e9))
-    (bench.logs / f"{bench.variant}-agent.json").write_text(json.dumps(by_reason, indent=1))
+    (bench.logs / f"{bench.label}-agent.json").write_text(json.dumps(by_reason, indent=1))
     context = {"functions": functions, "pmu_counters": counters}
-    return [
+    rows = [
         bench.row("vmexit.agent.exits_per_sample", total, **context),
         bench.row("vmexit.agent.userspace_exits_per_sample", user, **context),
         bench.row("vmexit.agent.pmu_exits_per_sample", pmu, **context),
-        bench.row("vmexit.agent.samples_per_s", rate, **context),
     ]
+    if rate:
+        rows.append(bench.row("vmexit.agent.samples_per_s", rate, **context))
+    return rows

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Part of vmexit: what agents that use performance counters in a guest cost, and what they count.
+
+A guest has counters by one of two ways: KVM asks the host's perf for an event for each of them
+(the default), or hands the host's counters over while the guest runs (a mediated PMU, module
+parameter ``enable_mediated_pmu``). Counts are held against loops of known length, and, on an
+emulated host, against the emulator's plugin that counts instructions in and outside of guests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import MeasurementError
+from ..model import Measurement
+from ..tracing import Exits
+from . import instructions
+from .bench import Bench
+
+NAMES = (
+    "vmexit.agent.pmi_exits_per_sample",
+    "vmexit.agent.pmu_switches_per_sample",
+    "pmu.count_error_pct",
+)
+TESTBED_NAMES = ("pmu.leaked_host_instructions", "pmu.selector_write_instructions")
+
+AMD_SELECTOR = 0xC001020A
+"""PERF_CTL5, the last of the six that AMD's PerfMonV2 has: perf takes it last."""
+INTEL_SELECTOR = 0x189
+"""IA32_PERFEVTSEL3"""
+
+EVENTS = "instructions,branches,cycles,instructions:u,branches:u,cycles:u,r0c0,r0c2,r076"
+"""More than the six counters, so that perf has to multiplex them."""
+
+MULTIPLEX_LOOPS = 20_000_000
+PROFILE_LOOPS = 50_000_000
+PROFILE_PERIOD = 5_000_000
+ROUNDS = 100
+READS = 1000
+WRITES = 1000
+EXACT_LOOPS = 5_000_000
+EXACT_RUNS = 5
+LEAK_RUNS = 40
+LEAK_EXITS = 20
+
+_DEADLINE_S = 300.0
+_LOG = "/tmp/nm-perf"
+
+_PREPARE = "echo on > /sys/module/msr/parameters/allow_writes"
+"""Else the kernel warns of writes of MSRs by a program."""
+
+NMI_REASONS = ("97", "0")
+"""Exit reason of a non-maskable interrupt: SVM_EXIT_NMI 0x61, EXIT_REASON_EXCEPTION_NMI 0."""
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A program in the guest that uses counters: ``command`` prints a JSON line with ``samples``.
+
+    A sample is what it does over and over: one reading of all events, one interrupt of a profile,
+    one round of two tasks, one RDPMC, one write of a selector.
+    """
+
+    name: str
+    command: str
+
+
+def agents(selector: int) -> tuple[Agent, ...]:
+    """What agents do with counters; ``selector`` is the MSR of an event selector."""
+    perf = f"perf stat -x, -o {_LOG}"
+    return (
+        Agent(
+            "multiplex",
+            f"{perf} -a -I 1 -e {EVENTS} -- nm-pmu spin {MULTIPLEX_LOOPS} > /dev/null && "
+            f'echo "{{\\"samples\\": $(grep -c ",,instructions," {_LOG})}}"',
+        ),
+        Agent("tasks", f"{perf} -i -e instructions:u,branches:u -- nm-pmu switch {ROUNDS}"),
+        Agent(
+            "profile",
+            f"perf record -q -e instructions:u -c {PROFILE_PERIOD} -o {_LOG} -- "
+            f"nm-pmu spin {PROFILE_LOOPS} > /dev/null && "
+            f'echo "{{\\"samples\\": $(perf script -i {_LOG} -F ip | grep -c .)}}"',
+        ),
+        Agent("rdpmc", f"nm-pmu rdpmc {READS}"),
+        Agent("selectors", f"nm-pmu write {selector:#x} {WRITES}"),
+    )
+
+
+def overflow_interrupts(text: str) -> int:
+    """The interrupts of all CPUs for guests' mediated counters: row VPMI of /proc/interrupts."""
+    found = re.search(r"^\s*VPMI:((?:\s+\d+)+)", text, re.M)
+    return sum(map(int, found[1].split())) if found else 0
+
+
+def overflow_exits(exits: Exits, mediated: int) -> int:
+    """Exits for overflows: those of mediated counters, or the NMIs of the host's perf."""
+    return mediated + sum(exits.reasons.get(reason, 0) for reason in NMI_REASONS)
+
+
+def errors_pct(counts: Sequence[int], expected: int) -> list[float]:
+    """How far counts are off, in percent of what they must be."""
+    return [abs(count - expected) / expected * 100 for count in counts]
+
+
+@contextmanager
+def busy(bench: Bench) -> Iterator[None]:
+    """As many endless loops on the host as it has CPUs, for as long as the context lasts."""
+    shell = bench.host.shell
+    pids = shell.run(
+        "for cpu in $(seq $(nproc)); do "
+        "timeout 300 sh -c 'while :; do :; done' < /dev/null > /dev/null 2>&1 & echo $!; done"
+    ).stdout.split()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(MeasurementError):
+            shell.run(f"kill {' '.join(pids)}", check=False)
+
+
+def measure(bench: Bench) -> list[Measurement]:
+    """The rows of NAMES and, on an emulated host, of TESTBED_NAMES, and PMU exits by agent."""
+    amd = bench.host.facts.kvm_module == "kvm_amd"
+    selector = AMD_SELECTOR if amd else INTEL_SELECTOR
+    bench.guest.shell.run(_PREPARE)
+    rows, kept = [], []
+    for agent in agents(selector):
+        found, said = _one_agent(bench, agent)
+        rows += found
+        kept.append({"agent": agent.name, **said})
+    rows += _counts(bench, "idle")
+    with busy(bench):
+        rows += _counts(bench, "busy")
+    if bench.host.instructions is not None:
+        with instructions.pinned(bench.host, bench.guest):
+            rows.append(_leaked(bench))
+            rows.append(_selector_write(bench, selector))
+    text = "\n".join(json.dumps(one) for one in kept)
+    (bench.logs / f"{bench.label}-pmu.jsonl").write_text(text + "\n")
+    return rows
+
+
+def _one_agent(bench: Bench, agent: Agent) -> tuple[list[Measurement], dict[str, Any]]:
+    from .vmexit import is_pmu_msr, pmu_exits
+
+    before = overflow_interrupts(bench.host.shell.run("cat /proc/interrupts").stdout)
+    said, exits = bench.traced(
+        f"pmu-{agent.name}", agent.command, deadline_s=_DEADLINE_S, switches=True
+    )
+    after = overflow_interrupts(bench.host.shell.run("cat /proc/interrupts").stdout)
+    samples = said["samples"]
+    if not samples:
+        raise MeasurementError(f"the agent {agent.name} took no sample", detail=agent.command)
+    msrs = {f"{msr:#x} {how}": n for (msr, how), n in exits.msr.items() if is_pmu_msr(msr)}
+    overflows = overflow_exits(exits, after - before)
+    rows = [
+        bench.row(name, [count / samples], agent=agent.name)
+        for name, count in (
+            ("vmexit.agent.pmu_exits_per_sample", pmu_exits(exits)),
+            ("vmexit.agent.pmi_exits_per_sample", overflows),
+            ("vmexit.agent.pmu_switches_per_sample", exits.pmu_switches),
+        )
+        if count is not None
+    ]
+    return rows, {
+        "samples": samples,
+        "exits": dict(exits.reasons),
+        "pmu_msrs": msrs,
+        "overflows": overflows,
+        "switches": exits.pmu_switches,
+    }
+
+
+def _counts(bench: Bench, host: str) -> list[Measurement]:
+    said = bench.timed(f"nm-pmu exact {EXACT_LOOPS} {EXACT_RUNS}", deadline_s=_DEADLINE_S)
+    expected = {"instructions": 2 * EXACT_LOOPS + 1, "branches": EXACT_LOOPS}
+    return [
+        bench.row("pmu.count_error_pct", errors_pct(said[event], number), event=event, host=host)
+        for event, number in expected.items()
+    ]
+
+
+def _leaked(bench: Bench) -> Measurement:
+    """What the guest's counter counts beyond what the plugin saw inside of the guest, an exit.
+
+    The same without exits is what lies between the counter's reads and the marks.
+    """
+
+    def beyond(exits: int) -> list[int]:
+        words = f"nm-pmu leak {LEAK_RUNS} {exits}"
+        assert bench.host.instructions is not None
+        out, intervals = instructions.logged(bench.host.instructions, bench.guest.shell, words)
+        counted = json.loads(out)["instructions"]
+        if len(intervals) != len(counted):
+            raise MeasurementError(f"the emulator counted {len(intervals)} of {len(counted)} runs")
+        return [count - one.guest for count, one in zip(counted, intervals, strict=True)]
+
+    fixed = min(beyond(0))
+    # each turn exits once to KVM and once to its user
+    leaked = [(more - fixed) / (2 * LEAK_EXITS) for more in beyond(LEAK_EXITS)]
+    return bench.row("pmu.leaked_host_instructions", leaked)
+
+
+def _selector_write(bench: Bench, selector: int) -> Measurement:
+    """Host instructions for a guest's write of an event selector, as for a config read."""
+    log = bench.host.instructions
+    assert log is not None
+    every = instructions.series(log, bench.guest.shell, f"msr {selector:#x}")
+    return bench.row("pmu.selector_write_instructions", [instructions.undisturbed(every, 1)])

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Agents that use counters: what is made of recorded histograms and of /proc/interrupts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from nearmetal.catalogue import CATALOGUE
+from nearmetal.measure import pmu
+from nearmetal.measure.vmexit import pmu_exits
+from nearmetal.tracing import parse_exits
+
+DATA = Path(__file__).parent / "data" / "trace"
+
+INTERRUPTS = """\
+           CPU0       CPU1
+  4:        305          0  IR-IO-APIC    4-edge      ttyS0
+NMI:          0          3   Non-maskable interrupts
+LOC:       9251       8126   Local timer interrupts
+PMI:          0          3   Performance monitoring interrupts
+PIN:          0          0   Posted-interrupt notification event
+VPMI:         1         20   Perf Guest Mediated PMI
+"""
+
+
+def test_a_selector_write_with_a_mediated_pmu_is_one_exit_and_one_switch() -> None:
+    """1001 writes by nm-pmu in a guest of an unpatched host."""
+    exits = parse_exits((DATA / "pmu-selectors-mediated.hist").read_text())
+    assert exits.msr[pmu.AMD_SELECTOR, "write"] == 1001
+    assert pmu_exits(exits) == 1001
+    assert exits.pmu_switches == 1096
+    # those beyond the writes are due to interrupts of the host, and to those of the guest
+    assert exits.pmu_switches - 1001 < exits.reasons["96"] + exits.reasons["100"] + 2
+
+
+def test_switches_are_told_only_where_they_were_counted() -> None:
+    assert parse_exits((DATA / "agent.hist").read_text()).pmu_switches is None
+
+
+def test_overflow_interrupts_are_those_of_mediated_counters() -> None:
+    assert pmu.overflow_interrupts(INTERRUPTS) == 21
+    assert pmu.overflow_interrupts(INTERRUPTS.replace("VPMI", "XXXX")) == 0
+
+
+def test_overflows_without_a_mediated_pmu_are_nmis() -> None:
+    exits = parse_exits((DATA / "agent.hist").read_text())
+    assert pmu.overflow_exits(exits, 0) == 0
+    more = dataclasses.replace(exits, reasons={**exits.reasons, "97": 20})
+    assert pmu.overflow_exits(more, 0) == 20
+    assert pmu.overflow_exits(exits, 7) == 7
+
+
+def test_errors_are_in_percent_of_what_must_be_counted() -> None:
+    assert pmu.errors_pct([100, 101, 99], 100) == pytest.approx([0, 1, 1])
+    assert pmu.errors_pct([0], 10_000_001) == [100]
+
+
+def test_every_agent_is_in_a_row_of_its_own() -> None:
+    names = [agent.name for agent in pmu.agents(pmu.AMD_SELECTOR)]
+    assert names == ["multiplex", "tasks", "profile", "rdpmc", "selectors"]
+    assert {*pmu.NAMES, *pmu.TESTBED_NAMES} <= set(CATALOGUE)
