@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -44,6 +45,28 @@ def test_failing_and_endless_commands(host: Host) -> None:
     with pytest.raises(MeasurementError, match="did not end within 2 s"):
         host.shell.run("echo hello; sleep 60", deadline_s=2)
     assert time.monotonic() - begun < 15
+
+
+def test_no_access_goes_astray_while_the_memory_map_changes(host: Host) -> None:
+    """A CPU of the emulator used entries of its TLB with the map of another (tcg-flatview).
+
+    The disk has lower addresses than the peer's memory, so that what lies above it moves in the
+    emulator's table of sections when it is switched off and on.
+    """
+    peer, disk = (f"/sys/bus/pci/devices/{host.p2p[key]}" for key in ("peer", "disk"))
+    with host.vfio([host.p2p["peer"], host.p2p["disk"]]):
+        for path in (peer, disk):
+            address = Path(path).name
+            host.shell.run(
+                f"echo {address} > {path}/driver/unbind; setpci -s {address} COMMAND=6:6"
+            )
+        done = host.shell.run(f"nm-remap {disk}/config {peer}/resource2 5", deadline_s=120)
+        for path in (peer, disk):
+            host.shell.run(f"echo {Path(path).name} > /sys/bus/pci/drivers_probe")
+    found = json.loads(done.stdout)
+    assert found["switches"] > 50
+    assert found["reads"] > 10000
+    assert found["wrong"] == 0
 
 
 def test_wrong_key(host: Host, tmp_path: Path) -> None:
