@@ -22,6 +22,7 @@ from nearmetal.tracing import counting
 REPO = settings.repository()
 sys.path.insert(0, str(REPO / "tests" / "testbed"))
 
+import test_direct_p2p as isolation  # noqa: E402
 import test_pci_config_cache as selftests  # noqa: E402
 import test_pci_config_cache_guest as proofs  # noqa: E402
 import test_pci_ecam_guest as ecam  # noqa: E402
@@ -158,6 +159,19 @@ KERNEL_MUTANTS: dict[str, Callable[[Settings, Cache, Path, Path], None]] = {
 """Mutants of KVM that a selftest must catch; it is built without the mutant, and passes so."""
 
 
+ISOLATION_MUTANTS: dict[str, Callable[[isolation.Place], None]] = {
+    "linux-direct-p2p-acs-stays-off": isolation.test_only_a_claim_lets_bytes_pass_directly,
+    "linux-direct-p2p-newcomers-are-added": (
+        isolation.test_what_comes_by_a_rescan_waits_for_the_end
+    ),
+    "linux-direct-p2p-one-function-is-not-owned": (
+        isolation.test_a_function_of_the_host_keeps_the_switch_from_users
+    ),
+    "linux-direct-p2p-override-is-forgotten": isolation.test_resets_leave_the_claim_as_it_is,
+}
+"""Their proofs hold without a mutant: tests/testbed/test_direct_p2p.py runs them."""
+
+
 def mutated(config: variants.Config, patch: Path) -> variants.Config:
     """The variant with a mutant on top of the product series of its tree."""
     if patch.name.startswith("qemu-"):
@@ -166,7 +180,7 @@ def mutated(config: variants.Config, patch: Path) -> variants.Config:
 
 
 def test_every_mutant_is_listed() -> None:
-    names = {*MUTANTS, *KERNEL_MUTANTS, *ECAM_MUTANTS}
+    names = {*MUTANTS, *KERNEL_MUTANTS, *ECAM_MUTANTS, *ISOLATION_MUTANTS}
     assert {path.stem for path in FOLDER.glob("*.patch")} == names
 
 
@@ -187,6 +201,19 @@ def test_ecam_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, nam
         pytest.raises(AssertionError) as caught,
     ):
         ECAM_MUTANTS[name](place)
+    print(f"{name}: {caught.value}")
+
+
+@pytest.mark.parametrize("name", sorted(ISOLATION_MUTANTS))
+def test_isolation_mutant_is_caught(
+    conf: Settings, cache: Cache, tmp_path: Path, name: str
+) -> None:
+    off = isolation.patched_config(conf)
+    with (
+        isolation.place_for(conf, cache, mutated(off, FOLDER / f"{name}.patch"), tmp_path) as place,
+        pytest.raises(AssertionError) as caught,
+    ):
+        ISOLATION_MUTANTS[name](place)
     print(f"{name}: {caught.value}")
 
 
