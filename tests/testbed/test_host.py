@@ -53,16 +53,17 @@ def test_no_access_goes_astray_while_the_memory_map_changes(host: Host) -> None:
     The disk has lower addresses than the peer's memory, so that what lies above it moves in the
     emulator's table of sections when it is switched off and on.
     """
-    peer, disk = (f"/sys/bus/pci/devices/{host.p2p[key]}" for key in ("peer", "disk"))
-    with host.vfio([host.p2p["peer"], host.p2p["disk"]]):
-        for path in (peer, disk):
-            address = Path(path).name
-            host.shell.run(
-                f"echo {address} > {path}/driver/unbind; setpci -s {address} COMMAND=6:6"
-            )
-        done = host.shell.run(f"nm-remap {disk}/config {peer}/resource2 5", deadline_s=120)
-        for path in (peer, disk):
-            host.shell.run(f"echo {Path(path).name} > /sys/bus/pci/drivers_probe")
+    peer, disk = host.p2p["peer"], host.p2p["disk"]
+    place = "/sys/bus/pci/devices"
+    for one in (peer, disk):
+        host.shell.run(f"echo {one} > {place}/{one}/driver/unbind && setpci -s {one} COMMAND=6:6")
+    try:
+        done = host.shell.run(
+            f"nm-remap {place}/{disk}/config {place}/{peer}/resource2 5", deadline_s=120
+        )
+    finally:
+        for one in (peer, disk):
+            host.shell.run(f"echo {one} > /sys/bus/pci/drivers_probe")
     found = json.loads(done.stdout)
     assert found["switches"] > 50
     assert found["reads"] > 10000
