@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Agents that use counters: what is made of recorded histograms and of /proc/interrupts."""
+"""Agents that use counters: what is made of their histograms, which are recorded ones, and of
+/proc/interrupts, which is written as the kernel does (arch/x86/kernel/irq.c)."""
 
 from __future__ import annotations
 
