@@ -42,7 +42,7 @@ from .settings import Settings
 
 Handler = Callable[[argparse.Namespace, Settings], int]
 
-_TREE_WORDS = ("linux", "qemu", "testbed")
+_TREE_WORDS = ("testbed", *series.TREES)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -374,7 +374,7 @@ def _tree(options: argparse.Namespace, conf: Settings) -> int:
     every = series.load_series(patches)
     cache = Cache(conf.cache_dir).open()
     for name in trees.trees_of(options.tree):
-        if name == "testbed-bochs" and not [one for one in every if one.tree == name]:
+        if options.tree == "testbed" and not [one for one in every if one.tree == name]:
             continue
         folder = options.dir or trees.default_folder(conf.repo, name)
         if options.action == "checkout":
