@@ -417,7 +417,8 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
     tests = resolve_tests(options.tests, settings.testbed if server is None else None)
     every = series.load_series(settings.repo / "patches")
     plan = configs(every, options.variants or available(every))
-    plan = with_setups(plan, tests, testbed=server is None)
+    intel = server is None and settings.testbed == "intel"
+    plan = with_setups(plan, tests, testbed=server is None and not intel)
     if server is not None and [config for config in plan if config.linux_patches]:
         ui.warn("the kernel of a server is measured as it runs; only QEMU and guest are changed")
     rules = checks.load_checks(options.checks or (checks.DEFAULT_CHECKS,))
@@ -460,6 +461,12 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
             for variant in variants
             for test, here in only_testbed.items()
             if here
+        )
+    if intel:
+        names -= frozenset(vmexit.PMU_NAMES)
+        reason = "Bochs' PMU does not count"
+        found.skipped.extend(
+            Skipped("vmexit", variant, reason, vmexit.PMU_NAMES) for variant in variants
         )
     found.measurements.extend(instructions.compared(found.measurements))
     by_variant = {
