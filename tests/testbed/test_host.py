@@ -185,11 +185,15 @@ def emulators_of(parent: int) -> list[int]:
     return found
 
 
+@pytest.mark.nightly
 def test_host_given_only_by_its_address_gives_the_same_measurements(
     conf: Settings, cache: Cache, built: run.Built, vanilla: variants.Config, host: Host,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    """As a server of an inventory: what it needs is copied there; counts are the same."""
+    """As a server of an inventory: what it needs is copied there; counts are the same.
+
+    Nightly: it takes two minutes.
+    """
     server = Server("by-address", host.shell.address, host.p2p, 1, 2048)
     found = run._Found()
     with run.host_for(conf, cache, built, vanilla, server, tmp_path) as other:
