@@ -92,7 +92,7 @@ def render_terminal(report: Report) -> RenderableType:
     shared = shared_context(report.measurements)
     about = ", ".join((provenance_text(report), *shared.values()))
     results = _table(f"Results on {report.run.host} ({about})")
-    results.add_column("measurement", overflow="fold")
+    results.add_column("measurement", overflow="fold", min_width=24)
     results.add_column("variant", overflow="fold")
     results.add_column("context", overflow="fold")
     results.add_column("median", justify="right", no_wrap=True)
@@ -109,7 +109,7 @@ def render_terminal(report: Report) -> RenderableType:
         )
     checks = _table("Checks")
     checks.add_column("", no_wrap=True)
-    checks.add_column("check", overflow="fold")
+    checks.add_column("check", overflow="fold", min_width=32)
     checks.add_column("why it did not pass", overflow="fold")
     for check in by_severity(report.checks):
         why = () if check.status == "pass" else (*check.observed.split("; "), check.reason)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -13,7 +14,10 @@ from rich.console import Console
 
 from .errors import NearmetalError
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+# a file has no width; rich would take 80 columns, too few for the tables
+_WIDTH = None if sys.stderr.isatty() or "COLUMNS" in os.environ else 140
+
+console = Console(stderr=True, highlight=False, soft_wrap=True, width=_WIDTH)
 
 _HEARTBEAT_S = 30.0
 

@@ -501,3 +501,16 @@ def test_a_marker_chooses_rows() -> None:
 def test_a_readme_without_a_place_for_the_table_is_refused(readme: str) -> None:
     with pytest.raises(UsageError, match="no place"):
         update_readme(readme, REPORT)
+
+
+def test_names_stay_readable_on_a_narrow_terminal() -> None:
+    wide = dataclasses.replace(
+        REPORT.measurements[0],
+        name="vmexit.agent.pmu_switches_per_sample",
+        context={"path": "a" * 300},
+        unit="instructions/exit",
+        values=(123456789.5, 987654321.5),
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_terminal(dataclasses.replace(REPORT, measurements=(wide,))))
+    assert wide.name[:24] in console.export_text()
