@@ -555,11 +555,7 @@ def _measure_on_one_host(
 
 def measured_by(config: Config, tests: Sequence[str]) -> tuple[str, ...]:
     """Those of the tests that a variant is measured by."""
-    return tuple(
-        test
-        for test in tests
-        if (test == "p2p" or not config.setups) and (not config.tests or test in config.tests)
-    )
+    return tuple(test for test in tests if not config.tests or test in config.tests)
 
 
 def _measure_setups(

@@ -91,8 +91,8 @@ class Enable:
 
     ``modules`` are parameters by module of the host kernel; ``qemu_properties`` are
     ``device.property`` settings and ``qemu_args`` further words of the QEMU inside the
-    host (one of both is empty). With ``setups`` the variant is measured by these set-ups of
-    p2p, each in a guest of its own, and by nothing else.
+    host (one of both is empty). With ``setups`` p2p measures the variant in these, each in
+    a guest of its own.
     """
 
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NO_MODULES)

@@ -25,7 +25,7 @@ class Config:
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     qemu_args: tuple[str, ...] = ()
     setups: tuple[str, ...] = ()
-    """The set-ups of p2p that it is measured by, and nothing else; empty: all tests."""
+    """The set-ups that p2p measures it in, each in a guest of its own; none: the plain one."""
     setup: str | None = None
     """What is set up otherwise than the variant alone says; ``context.setup`` of its rows."""
     tests: tuple[str, ...] = ()

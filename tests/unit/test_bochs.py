@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -90,7 +89,6 @@ def test_a_machine_without_isolinux_is_told_what_to_install(
     assert caught.value.hint == "apt-get install isolinux syslinux-common"
 
 
-@pytest.mark.skipif(shutil.which("xorriso") is None, reason="xorriso is not installed")
 def test_the_cd_holds_kernel_and_both_parts_of_the_initramfs(
     parts: bochs.Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,8 +142,8 @@ def test_ports_that_do_not_redirect_without_a_guest_are_an_error() -> None:
 def test_a_variant_with_set_ups_is_measured_by_p2p_alone() -> None:
     every = ("lspci", "vmexit", "p2p")
     assert measured_by(Config("on", "cache"), every) == every
-    assert measured_by(Config("on", "direct-p2p", setups=("direct",)), every) == ("p2p",)
-    assert measured_by(Config("on", "direct-p2p", setups=("direct",)), ("lspci",)) == ()
+    assert measured_by(Config("on", "direct-p2p", tests=("p2p",)), every) == ("p2p",)
+    assert measured_by(Config("on", "direct-p2p", tests=("p2p",)), ("lspci",)) == ()
 
 
 def test_set_ups_of_guests_are_known() -> None:
