@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import run, variants
+from nearmetal import cli, doctor, run, topology, variants
 from nearmetal.cache import Cache
 from nearmetal.errors import EnvironmentBroken, MeasurementError, UsageError
 from nearmetal.guest import running_guest
@@ -36,6 +36,49 @@ def test_host_says_that_it_is_emulated(host: Host) -> None:
 def test_two_runs_do_not_share_a_host(host: Host) -> None:
     with pytest.raises(UsageError, match="another run is at work"):
         reach("second", host.shell.address, work=host.work)
+
+
+def test_doctor_shows_the_switch_of_a_host_of_an_inventory(
+    host: Host, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The host given by its address: its switch as the host's own registers have it."""
+    peer, disk = host.p2p["peer"], host.p2p["disk"]
+    address = host.shell.address
+    inventory = tmp_path / "inventory.yaml"
+    inventory.write_text(
+        f"hosts: {{by-address: {{address: {address.host}, port: {address.port}, "
+        f"key: {address.key}, host_key: {address.host_key}}}}}"
+    )
+    with host.vfio([peer]):
+        status = cli.main(["doctor", "--host", "by-address", "--inventory", str(inventory)])
+        said = capfd.readouterr().err
+        found = doctor.switches(topology.survey(host.shell))
+    assert status == 0
+    ports = dict(
+        line.split()
+        for line in host.shell.run(
+            "for p in $(lspci -D -d 104c:8233 | cut -d' ' -f1); do "
+            "echo $p $(setpci -s $p ECAP_ACS+6.W); done"
+        ).stdout.splitlines()
+    )
+    assert set(ports.values()) == {"001d"}
+    for port in ports:
+        assert f"  {port} 104c:8233 port, ACS SV+RR+CR+UF (redirects)" in said
+    assert f"{peer} 1b36:0010 class 010802, driver vfio-pci, " in said
+    assert "owner nobody" in said
+    in_the_way = [one.text for one in found if one.state == "warn"]
+    assert in_the_way == [f"no direct peer-to-peer: {disk} is the host's (driver nvme)"]
+
+
+def test_survey_sees_who_has_a_function_open(host: Host) -> None:
+    disk = host.p2p["disk"]
+    device = f"$(ls /sys/bus/pci/devices/{disk}/vfio-dev)"
+    with host.vfio([disk]):
+        program = host.shell.start(f"exec 9<> /dev/vfio/devices/{device}; echo open; exec cat")
+        assert program.channel.recv(16) == b"open\n"
+        owner = topology.survey(host.shell).functions[disk].owner
+        program.close()
+    assert owner.startswith("cat (pid ")
 
 
 def test_failing_and_endless_commands(host: Host) -> None:

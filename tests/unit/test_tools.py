@@ -44,7 +44,7 @@ def test_perftest_one_size(version: str, gbits: float) -> None:
 
 @pytest.mark.parametrize("version", ["4.5", "25.01"])
 def test_perftest_unit_is_read_from_its_table(version: str) -> None:
-    """Without --report_gbits it is MiB/sec, in 4.5 MB/sec: the rate of messages has no such unit."""
+    """Without --report_gbits it is MiB/sec, in 4.5 MB/sec: the message rate has no such unit."""
     name = f"perftest-{version}-one-size-mib"
     (reading,) = perftest.parse(sample(f"{name}.out"), sample(f"{name}.json"))
     rate = float(perftest.results(sample(f"{name}.json"))["MsgRate"]) * 1e6
