@@ -116,8 +116,13 @@ def plan_all(
     testbed: str | None = None,
     series: Sequence[str] = (),
 ) -> Plan:
-    """The plan to measure, for every variant, all that the catalogue has for these tests."""
-    names = frozenset(entry.name for entry in CATALOGUE.values() if entry.test in tests)
+    """The plan to measure, for every variant, all that the catalogue has for these tests.
+
+    But for what is measured only where an inventory asks for it.
+    """
+    names = frozenset(
+        entry.name for entry in CATALOGUE.values() if entry.test in tests and not entry.asked
+    )
     return Plan(
         tests=tuple(tests),
         variants=tuple(variants),
