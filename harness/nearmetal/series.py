@@ -203,7 +203,23 @@ def load_series(patches: Path, *, known_checks: Sequence[str] | None = None) -> 
                     f"{path}: {series.name}: there is no check '{check}'",
                     hint=nearest(check, list(known_checks)),
                 )
+    _check_setups(path, found)
     return tuple(sorted(found, key=lambda one: (TREES.index(one.tree), one.order)))
+
+
+def _check_setups(path: Path, found: Sequence[Series]) -> None:
+    """Refuse a feature with set-ups whose parts together ask for other tests than p2p.
+
+    Only p2p knows set-ups: another test would be left out, and told as not measured.
+    """
+    for name in dict.fromkeys(one.name for one in found if one.enable.setups):
+        tests = {test for one in found if one.name == name for test in one.tests}
+        if tests != {"p2p"}:
+            words = ", ".join(sorted(tests)) or "all"
+            raise UsageError(
+                f"{path}: {name}: it has set-ups, and its tests are {words}",
+                hint="write tests: [p2p]; only that test knows set-ups",
+            )
 
 
 def of_tree(series: Sequence[Series], tree: TreeName) -> tuple[Series, ...]:
