@@ -42,7 +42,17 @@ _END = {
         "dmabuf": {"type": "boolean"},
     },
 }
-_OF_ALL = ("tool", "functions", "arguments", "optional", "variant", "series", "runs", "deadline_s")
+_OF_ALL = (
+    "tool",
+    "name",
+    "functions",
+    "arguments",
+    "optional",
+    "variant",
+    "series",
+    "runs",
+    "deadline_s",
+)
 TOOLS: Mapping[str, tuple[str, ...]] = {
     "perftest": ("command", "client", "server"),
     "nvbandwidth": ("command", "at", "tests"),
@@ -63,6 +73,7 @@ _TOOL = {
     "additionalProperties": False,
     "properties": {
         "tool": {"enum": list(TOOLS)},
+        "name": {"type": "string", "minLength": 1},
         "command": {"type": "string", "pattern": r"^\S+$"},
         "at": {"type": "string", "minLength": 1},
         "client": _END,
@@ -166,6 +177,8 @@ class Tool:
     series: str | None = None
     runs: int = 3
     deadline_s: float = 300.0
+    name: str | None = None
+    """What tells it from another that differs in its arguments only."""
 
     @property
     def in_guest(self) -> bool:
@@ -234,10 +247,7 @@ def load(path: Path) -> dict[str, Server]:
             guest_memory_mib=guest.get("memory_mib", 4096),
             assign=assign,
             machines=machines,
-            tools=tuple(
-                _tool(f"{place}: tools/{number}", one, machines, assign)
-                for number, one in enumerate(entry.get("tools", ()))
-            ),
+            tools=_tools(place, entry, machines, assign),
         )
     return servers
 
@@ -256,6 +266,26 @@ def _address(place: str, entry: Mapping[str, Any]) -> Address:
         key,
         entry.get("host_key"),
     )
+
+
+def _tools(
+    place: str, entry: Mapping[str, Any], machines: Mapping[str, Address], assign: tuple[str, ...]
+) -> tuple[Tool, ...]:
+    found = tuple(
+        _tool(f"{place}: tools/{number}", one, machines, assign)
+        for number, one in enumerate(entry.get("tools", ()))
+    )
+    seen: dict[object, int] = {}
+    for number, one in enumerate(found):
+        program = one.command.rpartition("/")[2]
+        what = (one.tool, program, one.ends, one.variant, one.series, one.name)
+        first = seen.setdefault(what, number)
+        if first != number:
+            raise UsageError(
+                f"{place}: nothing tells results of tools/{number} from those of tools/{first}",
+                hint="give one of them a name",
+            )
+    return found
 
 
 def _tool(
@@ -312,6 +342,7 @@ def _tool(
         series=entry.get("series"),
         runs=entry.get("runs", 3),
         deadline_s=entry.get("deadline_s", 300.0),
+        name=entry.get("name"),
     )
     if tool.in_guest and ("variant" in entry or "series" in entry):
         raise UsageError(

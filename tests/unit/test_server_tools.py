@@ -110,8 +110,8 @@ def measured(host: Host, tool: Tool, logs: Path) -> tools.Outcome:
     return tools.measure(host, cast(Shell, LocalShell("guest")), [tool], row, logs, "vanilla")
 
 
-def one_end(name: str, command: str, **more: Any) -> Tool:
-    return Tool(name, command, (End(),), (PEER, DISK), runs=2, **more)
+def one_end(kind: str, command: str, **more: Any) -> Tool:
+    return Tool(kind, command, (End(),), (PEER, DISK), runs=2, **more)
 
 
 def test_nvbandwidth(host: Host, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_perftest_whose_client_fails_leaves_no_server(host: Host, tmp_path: Path
     outcome = measured(host, perftest(tmp_path, client="sys.exit(' Unable to reg MR')"), tmp_path)
     assert outcome.rows == []
     ((reason, _),) = outcome.missing
-    assert reason == "perftest: Unable to reg MR"
+    assert reason == "perftest on guest: Unable to reg MR"
     (server,) = cast(LocalShell, host.shell).started
     assert server.ended
 
@@ -244,7 +244,7 @@ def test_perftest_whose_client_never_comes_leaves_no_server(host: Host, tmp_path
 def test_perftest_whose_server_does_not_start(host: Host, tmp_path: Path) -> None:
     tool = perftest(tmp_path, server="print(' Did not detect devices '); sys.exit(1)")
     ((reason, _),) = measured(host, tool, tmp_path).missing
-    assert reason == "perftest: Did not detect devices"
+    assert reason == "perftest on gpu1: Did not detect devices"
 
 
 @pytest.mark.parametrize("optional", [False, True])
@@ -436,3 +436,19 @@ def test_inventories_that_are_refused(
     assert says in caught.value.message
     assert "\n" not in caught.value.message
     assert mend is None or mend in str(caught.value.hint)
+
+
+def test_two_tools_whose_results_nothing_tells_apart(tmp_path: Path) -> None:
+    twice = WHOLE + WHOLE[WHOLE.index("      - tool: nccl") :].replace("gpus: 8", "gpus: 4")
+    with pytest.raises(UsageError, match="results of tools/2 from those of tools/1") as caught:
+        load(tmp_path, twice)
+    assert "name" in str(caught.value.hint)
+    named = load(tmp_path, twice.replace("gpus: 4", "gpus: 4\n        name: four"))
+    assert [tool.name for tool in named.tools] == [None, None, "four"]
+
+
+def test_name_of_a_tool_is_in_the_context(host: Host, tmp_path: Path) -> None:
+    name = sample("from-source-p2pBandwidthLatencyTest.out")
+    command = program(tmp_path, "p2p", f"cat {name}")
+    outcome = measured(host, one_end("p2pBandwidthLatencyTest", command, name="sm"), tmp_path)
+    assert {one.context["name"] for one in outcome.rows} == {"sm"}
