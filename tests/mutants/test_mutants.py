@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ REPO = settings.repository()
 sys.path.insert(0, str(REPO / "tests" / "testbed"))
 
 import test_direct_p2p as isolation  # noqa: E402
+import test_direct_p2p_guest as placement  # noqa: E402
 import test_pci_config_cache as selftests  # noqa: E402
 import test_pci_config_cache_guest as proofs  # noqa: E402
 import test_pci_ecam_guest as ecam  # noqa: E402
@@ -159,17 +161,42 @@ KERNEL_MUTANTS: dict[str, Callable[[Settings, Cache, Path, Path], None]] = {
 """Mutants of KVM that a selftest must catch; it is built without the mutant, and passes so."""
 
 
-ISOLATION_MUTANTS: dict[str, Callable[[isolation.Place], None]] = {
-    "linux-direct-p2p-acs-stays-off": isolation.test_only_a_claim_lets_bytes_pass_directly,
+ISOLATION_MUTANTS: dict[str, tuple[Callable[[isolation.Place], None], str]] = {
+    "linux-direct-p2p-acs-stays-off": (
+        isolation.test_only_a_claim_lets_bytes_pass_directly,
+        isolation.NOT_RESTORED,
+    ),
+    "linux-direct-p2p-close-restores-nothing": (
+        isolation.test_kill_under_load_ends_the_claim_before_anything_else,
+        isolation.NOT_RESTORED,
+    ),
     "linux-direct-p2p-newcomers-are-added": (
-        isolation.test_what_comes_by_a_rescan_waits_for_the_end
+        isolation.test_what_comes_by_a_rescan_waits_for_the_end,
+        isolation.ADDED,
+    ),
+    "linux-direct-p2p-nobodys-function-decodes": (
+        isolation.test_nothing_reaches_a_function_of_nobody,
+        isolation.ARRIVED,
     ),
     "linux-direct-p2p-one-function-is-not-owned": (
-        isolation.test_a_function_of_the_host_keeps_the_switch_from_users
+        isolation.test_a_function_of_the_host_keeps_the_switch_from_users,
+        isolation.NOT_OWNED,
     ),
-    "linux-direct-p2p-override-is-forgotten": isolation.test_resets_leave_the_claim_as_it_is,
+    "linux-direct-p2p-override-is-forgotten": (
+        isolation.test_resets_leave_the_claim_as_it_is,
+        isolation.NOT_KEPT,
+    ),
 }
-"""Their proofs hold without a mutant: tests/testbed/test_direct_p2p.py runs them."""
+"""Proof, and what it says when it fails: a mutant that breaks something else is not caught.
+
+The proofs hold without a mutant: tests/testbed/test_direct_p2p.py runs them.
+"""
+
+
+PLACEMENT_MUTANTS: dict[str, tuple[Callable[[placement.Place], None], str]] = {
+    "qemu-direct-p2p-ram-hole-is-off": (placement.ram_in_a_window_is_refused, placement.TAKEN),
+}
+"""The same, with a guest: tests/testbed/test_direct_p2p_guest.py."""
 
 
 def mutated(config: variants.Config, patch: Path) -> variants.Config:
@@ -180,7 +207,7 @@ def mutated(config: variants.Config, patch: Path) -> variants.Config:
 
 
 def test_every_mutant_is_listed() -> None:
-    names = {*MUTANTS, *KERNEL_MUTANTS, *ECAM_MUTANTS, *ISOLATION_MUTANTS}
+    names = {*MUTANTS, *KERNEL_MUTANTS, *ECAM_MUTANTS, *ISOLATION_MUTANTS, *PLACEMENT_MUTANTS}
     assert {path.stem for path in FOLDER.glob("*.patch")} == names
 
 
@@ -209,12 +236,27 @@ def test_isolation_mutant_is_caught(
     conf: Settings, cache: Cache, tmp_path: Path, name: str
 ) -> None:
     off = isolation.patched_config(conf)
+    proof, says = ISOLATION_MUTANTS[name]
     with (
         isolation.place_for(conf, cache, mutated(off, FOLDER / f"{name}.patch"), tmp_path) as place,
-        pytest.raises(AssertionError) as caught,
+        pytest.raises(AssertionError, match=re.escape(says)) as caught,
     ):
-        ISOLATION_MUTANTS[name](place)
-    print(f"{name}: {caught.value}")
+        proof(place)
+    print(f"{name}: {str(caught.value)[:600]}")
+
+
+@pytest.mark.parametrize("name", sorted(PLACEMENT_MUTANTS))
+def test_placement_mutant_is_caught(
+    conf: Settings, cache: Cache, tmp_path: Path, name: str
+) -> None:
+    on = mutated(placement.on_config(conf), FOLDER / f"{name}.patch")
+    proof, says = PLACEMENT_MUTANTS[name]
+    with (
+        placement.place_for(conf, cache, on, tmp_path, placement.WIDE) as place,
+        pytest.raises(AssertionError, match=re.escape(says)) as caught,
+    ):
+        proof(place)
+    print(f"{name}: {str(caught.value)[:600]}")
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))
