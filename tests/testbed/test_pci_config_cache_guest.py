@@ -24,6 +24,7 @@ from nearmetal import builds, run, series, sources, variants
 from nearmetal.cache import Cache
 from nearmetal.errors import MeasurementError
 from nearmetal.guest import Guest, GuestParts, running_guest
+from nearmetal.host import Host
 from nearmetal.measure import lspci
 from nearmetal.measure.registers import cacheable, parse_dump
 from nearmetal.settings import Settings
@@ -38,6 +39,7 @@ EDU = "1234:11e8"
 """QEMU, docs/specs/edu.rst"""
 PORT_SLOT = 20
 PORT = ("-device", f"pcie-root-port,id=hp0,chassis={PORT_SLOT},slot={PORT_SLOT}")
+NOBODYS_VFS = "for f in /sys/bus/pci/devices/*/sriov_drivers_autoprobe; do echo 0 > $f; done"
 VFS = 4
 PF_SERIAL = "nmpf"
 PF = (
@@ -70,7 +72,10 @@ def guest(
     """A guest with two assigned NVMe functions that nobody uses, and an empty root port."""
     made = run.build_all(conf, cache, [on], with_testbed=True)
     logs: Path = tmp_path_factory.mktemp("logs")
-    with cache.lock("testbed"), run.host_for(conf, cache, made, on, None, logs) as host:
+    with (
+        cache.lock("testbed"),
+        run.host_for(conf, cache, made, on, None, logs, extra=PF) as host,
+    ):
         host.load_kvm(on.modules)
         assigned = [host.p2p["peer"], host.p2p["disk"]]
         parts = run.guest_parts(conf, cache, made, on, host, assigned)
@@ -98,8 +103,7 @@ def with_ports(conf: Settings, cache: Cache, parts: GuestParts) -> GuestParts:
 def prepare(guest: Guest) -> None:
     """The NVMe functions are nobody's, and virtual ones will be."""
     guest.shell.run(UNBIND_NVME)
-    device = f"/sys/bus/pci/devices/{physical_function(guest)}"
-    guest.shell.run(f"echo 0 > {device}/sriov_drivers_autoprobe")
+    guest.shell.run(NOBODYS_VFS)
 
 
 def until(true: Callable[[], bool], what: str, deadline_s: float = HOTPLUG_DEADLINE_S) -> None:
@@ -121,9 +125,9 @@ def empty_port(guest: Guest) -> str:
     return blocks[0].split()[0]
 
 
-def physical_function(guest: Guest) -> str:
+def physical_function(machine: Guest | Host) -> str:
     """The function that can have virtual ones."""
-    (path,) = guest.shell.run("ls -d /sys/bus/pci/devices/*/sriov_numvfs").stdout.split()
+    (path,) = machine.shell.run("ls -d /sys/bus/pci/devices/*/sriov_numvfs").stdout.split()
     return path.split("/")[-2]
 
 
@@ -138,11 +142,11 @@ def driven(guest: Guest, function: str) -> Iterator[None]:
         guest.shell.run(f"echo {function} > {nvme}/unbind", deadline_s=60)
 
 
-def make_vfs(guest: Guest, function: str, number: int) -> list[str]:
+def make_vfs(machine: Guest | Host, function: str, number: int) -> list[str]:
     """Have another number of virtual functions; their addresses, as Linux lists them."""
     device = f"/sys/bus/pci/devices/{function}"
-    guest.shell.run(f"echo {number} > {device}/sriov_numvfs", deadline_s=60)
-    links = guest.shell.run(f"readlink {device}/virtfn*", check=False).stdout.split()
+    machine.shell.run(f"echo {number} > {device}/sriov_numvfs", deadline_s=60)
+    links = machine.shell.run(f"readlink {device}/virtfn*", check=False).stdout.split()
     return sorted(link.split("/")[-1] for link in links)
 
 
@@ -305,6 +309,17 @@ def test_more_functions_than_the_table_holds_are_served_by_exits(guest: Guest) -
         assert MAX_ABSENT <= states(guest)[0] <= MAX_ABSENT + there
     assert rejected() > 65536
     bytes_are_equal(guest)
+
+
+def test_virtual_functions_of_the_host_change_nothing(guest: Guest) -> None:
+    """Others than the guest's, beside those that are assigned to it."""
+    host = guest.host
+    host.shell.run(NOBODYS_VFS)
+    pf = physical_function(host)
+    before = bytes_are_equal(guest)
+    for number in (VFS, 0):
+        assert len(make_vfs(host, pf, number)) == number
+        assert bytes_are_equal(guest) == before
 
 
 REBOOTS = {
