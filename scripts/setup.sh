@@ -9,9 +9,9 @@ cache=${NEARMETAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nearmetal}
 packages="
 build-essential gcc-multilib flex bison bc libelf-dev libssl-dev ccache cpio zstd kmod patch
 rsync git perl pkg-config bzip2 xz-utils python3-venv
-libglib2.0-dev zlib1g-dev libpixman-1-dev libslirp-dev libattr1-dev uuid-dev
+libglib2.0-dev zlib1g-dev libpixman-1-dev libslirp-dev libattr1-dev uuid-dev libcap-dev
 mmdebstrap squashfs-tools-ng busybox-static debian-archive-keyring uidmap
-seabios openssh-client util-linux
+seabios ovmf openssh-client util-linux
 xorriso isolinux syslinux-common
 "
 

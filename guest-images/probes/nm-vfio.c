@@ -7,10 +7,14 @@
  * or that of the system call that failed. Begins with {"pid": ...}; ends, and
  * closes all, with its input.
  *
- *	open BDF		bind to this process' iommufd context: "id"
+ *	open BDF [TOKEN]	bind to this process' iommufd context: "id"; VFs need the
+ *				token of their PF (a number, repeated)
+ *	token BDF TOKEN		of the PF's user
  *	close BDF
  *	set BDF FLAGS COUNT ARGSZ [ID]...	VFIO_DEVICE_FEATURE_PCI_DIRECT_P2P; an
  *				ARGSZ of 0 is what COUNT demands
+ *	set-failing BDF NTH ID	claims; the NTH allocation from there on fails: "failed" is
+ *				whether there were so many
  *	get BDF			"flags"
  *	reset BDF
  *	hot-reset BDF
@@ -57,6 +61,8 @@
 #define IOAS_ALLOC	_IO(';', 0x81)
 #define IOAS_MAP	_IO(';', 0x85)
 #define IOAS_MAP_FILE	_IO(';', 0x8f)
+#define BIND_TOKEN	1
+#define FEATURE_VF_TOKEN	0
 #define FEATURE_DMA_BUF		11
 #define FEATURE_DIRECT_P2P	14
 #define MAP_FIXED_RW	7
@@ -176,12 +182,34 @@ static int cdev(const char *bdf)
 	return fd;
 }
 
-/* Returns the device's ID in the context, or -1 with errno */
-static int64_t bind_to(int fd, int context)
+/*
+ * Returns the device's ID in the context, or -1 with errno. A token of 0 is none;
+ * else its bytes are all the same.
+ */
+static int64_t bind_to(int fd, int context, uint8_t token)
 {
 	struct bind_iommufd args = { .argsz = 16, .iommufd = context };
+	uint8_t uuid[16];
 
+	if (token) {
+		memset(uuid, token, sizeof(uuid));
+		args.argsz = sizeof(args);
+		args.flags = BIND_TOKEN;
+		args.token = (uintptr_t)uuid;
+	}
 	return ioctl(fd, BIND_IOMMUFD, &args) ? -1 : (int64_t)args.devid;
+}
+
+static int set_token(int fd, uint8_t token)
+{
+	struct {
+		struct vfio_device_feature head;
+		uint8_t uuid[16];
+	} args = { .head.argsz = sizeof(args) };
+
+	args.head.flags = VFIO_DEVICE_FEATURE_SET | FEATURE_VF_TOKEN;
+	memset(args.uuid, token, sizeof(args.uuid));
+	return ioctl(fd, VFIO_DEVICE_FEATURE, &args) ? fail() : 0;
 }
 
 static struct device *find(const char *bdf)
@@ -192,7 +220,7 @@ static struct device *find(const char *bdf)
 	return NULL;
 }
 
-static int do_open(const char *bdf, int64_t *id)
+static int do_open(const char *bdf, uint8_t token, int64_t *id)
 {
 	struct device *d = devices;
 
@@ -203,7 +231,7 @@ static int do_open(const char *bdf, int64_t *id)
 	if (iommufd < 0)
 		iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	d->fd = cdev(bdf);
-	if (d->fd < 0 || (*id = bind_to(d->fd, iommufd)) < 0) {
+	if (d->fd < 0 || (*id = bind_to(d->fd, iommufd, token)) < 0) {
 		int saved = fail();
 
 		if (d->fd > 0)
@@ -234,6 +262,30 @@ static int set(int fd, uint32_t flags, uint32_t count, uint32_t argsz, const uin
 	args.head.flags = VFIO_DEVICE_FEATURE_SET | FEATURE_DIRECT_P2P;
 	memcpy(args.ids, ids, sizeof(args.ids));
 	return ioctl(fd, VFIO_DEVICE_FEATURE, &args) ? fail() : 0;
+}
+
+/* Linux: Documentation/fault-injection/fault-injection.rst, fail-nth */
+static int set_failing(int fd, unsigned int nth, const uint32_t *ids, uint64_t *failed)
+{
+	int file = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
+	char text[16] = "";
+	int ret;
+
+	if (file < 0)
+		return fail();
+	snprintf(text, sizeof(text), "%u", nth);
+	if (write(file, text, strlen(text)) < 0)
+		err(1, "fail-nth");
+	ret = set(fd, 1, 1, 0, ids);
+	/* what is left to count; 0 is after the failure */
+	memset(text, 0, sizeof(text));
+	if (pread(file, text, sizeof(text) - 1, 0) < 0)
+		err(1, "fail-nth");
+	*failed = strtoul(text, NULL, 10) == 0;
+	if (pwrite(file, "0", 1, 0) != 1)
+		err(1, "fail-nth");
+	close(file);
+	return ret;
 }
 
 static int get(int fd, uint32_t *flags)
@@ -535,7 +587,7 @@ static void opens(const char *bdf, double seconds, unsigned int times, const str
 			other++;
 			continue;
 		}
-		if (bind_to(fd, context) >= 0) {
+		if (bind_to(fd, context, 0) >= 0) {
 			won++;
 			for (int i = 0; i < 20; i++)
 				wrong += wrong_ports(ports, count, 1);
@@ -617,7 +669,7 @@ static void obey(char **words, int count)
 	int ret;
 
 	if (!strcmp(command, "open")) {
-		ret = do_open(bdf, &id);
+		ret = do_open(bdf, word(words, count, 2), &id);
 		answer(ret, "id", ret ? 0 : id);
 	} else if (!strcmp(command, "opens") && count > 3 && count < 12) {
 		ret = open_acs(words + 4, count - 4, ports);
@@ -639,6 +691,12 @@ static void obey(char **words, int count)
 			ids[i - 5] = word(words, count, i);
 		answer(set(d->fd, word(words, count, 2), word(words, count, 3),
 			   word(words, count, 4), ids), NULL, 0);
+	} else if (!strcmp(command, "set-failing") && count == 4) {
+		ids[0] = word(words, count, 3);
+		ret = set_failing(d->fd, word(words, count, 2), ids, &value);
+		answer(ret, "failed", value);
+	} else if (!strcmp(command, "token")) {
+		answer(set_token(d->fd, word(words, count, 2)), NULL, 0);
 	} else if (!strcmp(command, "get")) {
 		uint32_t flags = 0;
 

@@ -249,6 +249,29 @@ def kernel(
     return Kernel(done.path / "bzImage", modules, done.meta["release"], digest, done.fresh)
 
 
+OVMF_CODE, OVMF_VARIABLES = "OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"
+_OVMF = Path("/usr/share/OVMF")
+
+
+def ovmf(cache: Cache) -> Path:
+    """The folder of UEFI firmware for guests, in the cache's store, where an emulated host sees it.
+
+    Raises EnvironmentBroken without Debian's package ovmf.
+    """
+    names = (OVMF_CODE, OVMF_VARIABLES)
+    if not all((_OVMF / name).exists() for name in names):
+        raise EnvironmentBroken(
+            "there is no UEFI firmware for guests", hint="as root: apt-get install ovmf"
+        )
+
+    def build(work: Path) -> None:
+        for name in names:
+            shutil.copy(_OVMF / name, work / name)
+
+    ingredients = {name: sha256_file(_OVMF / name) for name in names}
+    return cache.make("ovmf", ingredients, build, what="copying UEFI firmware").path
+
+
 def kvm_selftests(
     settings: Settings,
     cache: Cache,
@@ -275,6 +298,18 @@ def vfio_selftests(
 ) -> Path:
     """The same of VFIO's selftests (tools/testing/selftests/vfio)."""
     return _selftests(settings, cache, source, "vfio", programs, patches)
+
+
+def iommufd_selftests(
+    settings: Settings,
+    cache: Cache,
+    source: Source,
+    programs: Sequence[str],
+    *,
+    patches: Sequence[Path] = (),
+) -> Path:
+    """The same of iommufd's selftests (tools/testing/selftests/iommu)."""
+    return _selftests(settings, cache, source, "iommu", programs, patches)
 
 
 def _selftests(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ REPO = settings.repository()
 sys.path.insert(0, str(REPO / "tests" / "testbed"))
 
 import test_direct_p2p as isolation  # noqa: E402
+import test_direct_p2p_guest as placement  # noqa: E402
 import test_pci_config_cache as selftests  # noqa: E402
 import test_pci_config_cache_guest as proofs  # noqa: E402
 import test_pci_ecam_guest as ecam  # noqa: E402
@@ -62,9 +64,9 @@ def machine(
         host.load_kvm(config.modules)
         assigned = [host.p2p["peer"], host.p2p["disk"]]
         parts = run.guest_parts(conf, cache, made, config, host, assigned)
-        parts = dataclasses.replace(parts, extra=(*parts.extra, *proofs.PORT))
+        parts = dataclasses.replace(parts, extra=(*parts.extra, *proofs.PORT, *proofs.PF))
         with host.vfio(assigned), running_guest(host, parts, logs=logs, label="mutant") as guest:
-            guest.shell.run(proofs.UNBIND_NVME)
+            proofs.prepare(guest)
             yield host, guest
 
 
@@ -74,8 +76,10 @@ def misses_are_exact(host: Host, guest: Guest, logs: Path) -> None:
         place = bench.Bench(host, guest, tracer, "on", logs, "pci-config-cache")
         rows = {(row.name, row.context.get("pass")): row for row in lspci.passes_cf8(place)}
     (wanted,) = rows["lspci.uncacheable_dwords", None].values
-    assert set(rows["lspci.userspace_exits", "second"].values) == {wanted}
-    assert set(rows["lspci.userspace_exits_cacheable", "second"].values) == {0.0}
+    exits = set(rows["lspci.userspace_exits", "second"].values)
+    assert exits == {wanted}, f"{exits} exits where no cache may keep {wanted} registers"
+    kept = set(rows["lspci.userspace_exits_cacheable", "second"].values)
+    assert kept == {0.0}, f"{kept} exits for registers that a cache may keep"
 
 
 def hotplug_empties_the_table(guest: Guest) -> None:
@@ -97,27 +101,42 @@ def test_without_a_mutant_the_proofs_hold(
     with machine(conf, cache, on, tmp_path) as (host, guest):
         misses_are_exact(host, guest, tmp_path)
         proofs.test_plugged_functions_appear_and_unplugged_ones_go(guest)
-        proofs.test_random_program_sees_no_stale_register(guest)
+        random_program(guest)
         hotplug_empties_the_table(guest)
 
 
+RARE_OPERATIONS = 400
+"""Of a hundred operations of the random program, two change virtual functions, and two the numbers
+of a bus or what is on it."""
+OLD_BYTE = r"^seed \d+: .* by port, .* by ECAM"
+"""What the random program says of a byte that is not QEMU's."""
+
 Proof = Callable[[Host, Guest, Path], None]
-MUTANTS: dict[str, Proof] = {
-    "qemu-command-is-stable": misses_are_exact,
-    "qemu-write-forgets-nothing": lambda host, guest, logs: (
-        proofs.test_random_program_sees_no_stale_register(guest)
+MUTANTS: dict[str, tuple[Proof, str]] = {
+    "qemu-command-is-stable": (misses_are_exact, "exits where no cache may keep"),
+    "qemu-write-forgets-nothing": (
+        lambda host, guest, logs: proofs.test_random_program_sees_no_stale_register(guest),
+        OLD_BYTE,
     ),
-    "qemu-hotplug-forgets-nothing": lambda host, guest, logs: hotplug_empties_the_table(guest),
+    "qemu-hotplug-forgets-nothing": (
+        lambda host, guest, logs: hotplug_empties_the_table(guest),
+        "KVM still knows what was there before",
+    ),
+    "qemu-virtual-functions-go-unnoticed": (
+        lambda host, guest, logs: random_program(guest),
+        OLD_BYTE,
+    ),
 }
+"""The proof of what each takes out, and what that proof says when it fails."""
 
 
-RENUMBERINGS_OPERATIONS = 400
-"""Two in a hundred operations of the random program give a bus another number."""
+def random_program(guest: Guest) -> None:
+    proofs.random_program(guest, RARE_OPERATIONS)
 
 
 def ecam_moves(place: ecam.Place) -> None:
     with ecam.booted(place, "mutant", *ecam.NO_HINT) as guest:
-        ecam.random_program_sees_the_same(guest, RENUMBERINGS_OPERATIONS)
+        ecam.random_program_sees_the_same(guest, RARE_OPERATIONS)
 
 
 def ecam_plugs(place: ecam.Place) -> None:
@@ -127,13 +146,17 @@ def ecam_plugs(place: ecam.Place) -> None:
 
 def ecam_chooses(place: ecam.Place) -> None:
     with ecam.booted(place, "mutant", *ecam.NO_HINT) as guest:
-        assert ecam.mapped(guest) == ecam.emulated(guest)
+        wrong = ecam.mapped(guest) ^ ecam.emulated(guest)
+        assert not wrong, f"QEMU is wrong about {wrong}"
 
 
-ECAM_MUTANTS: dict[str, Callable[[ecam.Place], None]] = {
-    "qemu-ecam-renumbering-moves-nothing": ecam_moves,
-    "qemu-ecam-hotplug-leaves-all-ones": ecam_plugs,
-    "qemu-ecam-maps-ports-above-assigned-functions": ecam_chooses,
+ECAM_MUTANTS: dict[str, tuple[Callable[[ecam.Place], None], str]] = {
+    "qemu-ecam-renumbering-moves-nothing": (ecam_moves, r"^seed \d+: "),
+    "qemu-ecam-hotplug-leaves-all-ones": (
+        ecam_plugs,
+        "the guest's seeing the plugged device did not happen",
+    ),
+    "qemu-ecam-maps-ports-above-assigned-functions": (ecam_chooses, "^QEMU is wrong about"),
 }
 """Their proofs hold without a mutant: tests/testbed/test_pci_ecam_guest.py runs them."""
 
@@ -159,17 +182,42 @@ KERNEL_MUTANTS: dict[str, Callable[[Settings, Cache, Path, Path], None]] = {
 """Mutants of KVM that a selftest must catch; it is built without the mutant, and passes so."""
 
 
-ISOLATION_MUTANTS: dict[str, Callable[[isolation.Place], None]] = {
-    "linux-direct-p2p-acs-stays-off": isolation.test_only_a_claim_lets_bytes_pass_directly,
+ISOLATION_MUTANTS: dict[str, tuple[Callable[[isolation.Place], None], str]] = {
+    "linux-direct-p2p-acs-stays-off": (
+        isolation.test_only_a_claim_lets_bytes_pass_directly,
+        isolation.NOT_RESTORED,
+    ),
+    "linux-direct-p2p-close-restores-nothing": (
+        isolation.test_kill_under_load_ends_the_claim_before_anything_else,
+        isolation.NOT_RESTORED,
+    ),
     "linux-direct-p2p-newcomers-are-added": (
-        isolation.test_what_comes_by_a_rescan_waits_for_the_end
+        isolation.test_what_comes_by_a_rescan_waits_for_the_end,
+        isolation.ADDED,
+    ),
+    "linux-direct-p2p-nobodys-function-decodes": (
+        isolation.test_nothing_reaches_a_function_of_nobody,
+        isolation.ARRIVED,
     ),
     "linux-direct-p2p-one-function-is-not-owned": (
-        isolation.test_a_function_of_the_host_keeps_the_switch_from_users
+        isolation.test_a_function_of_the_host_keeps_the_switch_from_users,
+        isolation.NOT_OWNED,
     ),
-    "linux-direct-p2p-override-is-forgotten": isolation.test_resets_leave_the_claim_as_it_is,
+    "linux-direct-p2p-override-is-forgotten": (
+        isolation.test_resets_leave_the_claim_as_it_is,
+        isolation.NOT_KEPT,
+    ),
 }
-"""Their proofs hold without a mutant: tests/testbed/test_direct_p2p.py runs them."""
+"""Proof, and what it says when it fails: a mutant that breaks something else is not caught.
+
+The proofs hold without a mutant: tests/testbed/test_direct_p2p.py runs them.
+"""
+
+
+PLACEMENT_MUTANTS: dict[str, tuple[Callable[[placement.Place], None], str]] = {
+    "qemu-direct-p2p-ram-hole-is-off": (placement.ram_in_a_window_is_refused, placement.TAKEN),
+}
+"""The same, with a guest: tests/testbed/test_direct_p2p_guest.py."""
 
 
 def mutated(config: variants.Config, patch: Path) -> variants.Config:
@@ -180,7 +228,7 @@ def mutated(config: variants.Config, patch: Path) -> variants.Config:
 
 
 def test_every_mutant_is_listed() -> None:
-    names = {*MUTANTS, *KERNEL_MUTANTS, *ECAM_MUTANTS, *ISOLATION_MUTANTS}
+    names = {*MUTANTS, *KERNEL_MUTANTS, *ECAM_MUTANTS, *ISOLATION_MUTANTS, *PLACEMENT_MUTANTS}
     assert {path.stem for path in FOLDER.glob("*.patch")} == names
 
 
@@ -196,11 +244,12 @@ def test_kernel_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, n
 def test_ecam_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, name: str) -> None:
     plan = variants.configs(series.load_series(conf.repo / "patches"), ("on",))
     on = next(one for one in plan if one.series == "pci-ecam")
+    proof, said = ECAM_MUTANTS[name]
     with (
         ecam.place_for(conf, cache, mutated(on, FOLDER / f"{name}.patch"), tmp_path) as place,
-        pytest.raises(AssertionError) as caught,
+        pytest.raises(AssertionError, match=said) as caught,
     ):
-        ECAM_MUTANTS[name](place)
+        proof(place)
     print(f"{name}: {caught.value}")
 
 
@@ -209,12 +258,27 @@ def test_isolation_mutant_is_caught(
     conf: Settings, cache: Cache, tmp_path: Path, name: str
 ) -> None:
     off = isolation.patched_config(conf)
+    proof, says = ISOLATION_MUTANTS[name]
     with (
         isolation.place_for(conf, cache, mutated(off, FOLDER / f"{name}.patch"), tmp_path) as place,
-        pytest.raises(AssertionError) as caught,
+        pytest.raises(AssertionError, match=re.escape(says)) as caught,
     ):
-        ISOLATION_MUTANTS[name](place)
-    print(f"{name}: {caught.value}")
+        proof(place)
+    print(f"{name}: {str(caught.value)[:600]}")
+
+
+@pytest.mark.parametrize("name", sorted(PLACEMENT_MUTANTS))
+def test_placement_mutant_is_caught(
+    conf: Settings, cache: Cache, tmp_path: Path, name: str
+) -> None:
+    on = mutated(placement.on_config(conf), FOLDER / f"{name}.patch")
+    proof, says = PLACEMENT_MUTANTS[name]
+    with (
+        placement.place_for(conf, cache, on, tmp_path, placement.WIDE) as place,
+        pytest.raises(AssertionError, match=re.escape(says)) as caught,
+    ):
+        proof(place)
+    print(f"{name}: {str(caught.value)[:600]}")
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))
@@ -222,9 +286,10 @@ def test_mutant_is_caught(
     conf: Settings, cache: Cache, on: variants.Config, tmp_path: Path, name: str
 ) -> None:
     config = mutated(on, FOLDER / f"{name}.patch")
+    proof, said = MUTANTS[name]
     with (
         machine(conf, cache, config, tmp_path) as (host, guest),
-        pytest.raises(AssertionError) as caught,
+        pytest.raises(AssertionError, match=said) as caught,
     ):
-        MUTANTS[name](host, guest, tmp_path)
+        proof(host, guest, tmp_path)
     print(f"{name}: {caught.value}")

@@ -8,7 +8,9 @@ say. Also where the KUnit tests of the series are run: at boot.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
+from errno import ENOMEM
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,8 @@ ISOLATION = {
     if name.startswith("test_") and name != "test_selftest_passes"
 }
 KUNIT_SUITES = ("pci-direct-p2p",)
+MOST_ALLOCATIONS = 300
+"""Of a claim; there are about as many as functions and ports, and some in the IOMMU's driver."""
 FEWER = " -n 500"
 """Iterations of pci_config_cache_test; such a kernel is several times slower."""
 
@@ -69,6 +73,62 @@ def test_isolation_holds(machine: isolation.Place, name: str) -> None:
     proof: Callable[[isolation.Place], None] = ISOLATION[name]
     with isolation.settled(machine):
         proof(machine)
+
+
+def test_a_claim_that_fails_anywhere_leaves_nothing_behind(machine: isolation.Place) -> None:
+    """Each allocation on its way fails once."""
+    with isolation.settled(machine):
+        owner = machine.program()
+        peer = isolation.open_both(machine, owner)
+        third = machine.command("third")
+        # else only those fail that can't wait
+        machine.sh("echo 0 > /sys/kernel/debug/failslab/ignore-gfp-wait")
+        failed = 0
+        for nth in range(1, MOST_ALLOCATIONS):
+            seen = owner.ask("set-failing", machine.functions["disk"], nth, peer)
+            if not seen["failed"]:
+                break
+            failed += seen["errno"] == ENOMEM
+            # some can do without
+            assert seen["errno"] in (0, ENOMEM), (nth, seen)
+            if not seen["errno"]:
+                isolation.release(machine, owner)
+            machine.is_restored()
+            assert machine.command("third") == third
+        print(f"{failed} of {nth - 1} allocations kept a claim from being made")
+        assert failed > 4
+        assert seen == {"errno": 0, "failed": 0}
+        assert isolation.flags(machine, owner) == isolation.ENABLE
+
+
+def test_a_claim_ends_before_the_host_sleeps(machine: isolation.Place) -> None:
+    """Seen from outside, while nothing runs in the host."""
+    with isolation.settled(machine):
+        owner = machine.program()
+        peer = isolation.open_both(machine, owner)
+        isolation.start_traffic(machine, owner)
+        third = machine.command("third")
+        assert isolation.claim(machine, owner, peer) == 0
+        assert set(machine.acs_from_outside().items()) == set(machine.acs().items())
+        assert machine.acs() != machine.before
+        # to sleep and, five seconds later, up again, with all processes frozen meanwhile
+        machine.sh("echo freezer > /sys/power/pm_test")
+        asleep = machine.host.shell.start("echo freeze > /sys/power/state")
+        end = time.monotonic() + 60
+        while machine.acs_from_outside() != machine.before:
+            assert not asleep.ended, "the host slept with redirection off"
+            assert time.monotonic() < end, "the host doesn't go to sleep"
+        # it sleeps still
+        time.sleep(1)
+        assert not asleep.ended
+        isolation.wait_for(lambda: asleep.ended, 60)
+        machine.sh("echo none > /sys/power/pm_test")
+        assert "PM: suspend exit" in machine.sh("dmesg")
+        assert isolation.flags(machine, owner) == 0
+        machine.is_restored()
+        assert machine.command("third") == third
+        assert isolation.write_to_peer(machine, owner).direct == 0
+        assert isolation.claim(machine, owner, peer) == 0
 
 
 def test_selftest_of_direct_p2p(conf: Settings, cache: Cache, machine: isolation.Place) -> None:

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from errno import E2BIG, EAGAIN, EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM
+from errno import E2BIG, EACCES, EAGAIN, EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,16 @@ SEED = 0x6E6D
 PARAMETER = "/sys/module/vfio_pci_core/parameters/direct_p2p"
 PCI = "/sys/bus/pci/devices"
 ACS_ID, DVSEC_ID = 0x0D, 0x23
+IO, MEMORY, MASTER = 1, 2, 4
+"""Of the Command register: I/O Space Enable, Memory Space Enable, Bus Master Enable."""
+TOKEN = 0x5A
+"""What the user of a PF gives to those whom he lets have its VFs."""
+NOT_RESTORED = "ACS Control is not restored"
+NOT_KEPT = "a reset changed ACS Control of a claimed switch"
+NOT_OWNED = "claimed, although a function below belongs to the host"
+ADDED = "a function was added below a claimed switch"
+ARRIVED = "bytes arrived at a function of nobody"
+"""What proofs say when they fail: tests/mutants holds each mutant against its proof's."""
 ENABLE, FAILED = 1, 2
 """VFIO_PCI_DIRECT_P2P_ENABLE, VFIO_PCI_DIRECT_P2P_FAILED"""
 
@@ -168,7 +180,12 @@ class Place:
     def wait_restored(self, deadline_s: float = 30.0) -> None:
         end = time.monotonic() + deadline_s
         while (now := self.acs()) != self.before:
-            assert time.monotonic() < end, f"ACS Control is {now}, was {self.before}"
+            assert time.monotonic() < end, f"{NOT_RESTORED}: {now}, was {self.before}"
+
+    def is_restored(self) -> None:
+        """Nothing is left of a claim in the ports."""
+        now = self.acs()
+        assert now == self.before, f"{NOT_RESTORED}: {now}, was {self.before}"
 
     def settle(self) -> None:
         """All functions are there, and wait for a user of VFIO."""
@@ -185,6 +202,16 @@ class Place:
         """Let the host's driver have a function."""
         self.host.unbind_vfio(self.functions[name])
         assert self.driver(name) == "nvme"
+
+    def to_nobody(self, name: str) -> None:
+        """Neither a driver of the host nor vfio-pci has the function."""
+        self.host.unbind_vfio(self.functions[name])
+        self.sh(f"echo {self.functions[name]} > {PCI}/{self.functions[name]}/driver/unbind")
+        assert self.driver(name) == ""
+
+    def command(self, name: str) -> int:
+        """The Command register of a function."""
+        return int(self.sh(f"setpci -s {self.functions[name]} COMMAND"), 16)
 
     def driver(self, name: str) -> str:
         address = self.functions[name]
@@ -203,8 +230,24 @@ class Place:
         ports = (self.ports["peer"], self.ports["disk"])
         return [f"{PCI}/{port}/config:{self.acs_at[port]}" for port in ports]
 
-    def qmp(self, command: str, **arguments: Any) -> None:
-        """A command to the emulator."""
+    def acs_from_outside(self) -> Mapping[str, int]:
+        """ACS Control of all ports, as the emulator has it: the host needn't run."""
+        found = {}
+        for port, at in self.acs_at.items():
+            bus, device, function = (int(part, 16) for part in re.split("[:.]", port)[1:])
+            address = self.ecam + (bus << 20 | device << 15 | function << 12) + at
+            words = {"command-line": f"xp /1hx {address:#x}"}
+            found[port] = int(self.qmp("human-monitor-command", **words).split()[1], 16)
+        return found
+
+    @cached_property
+    def ecam(self) -> int:
+        """Where the host's config space begins."""
+        (line,) = (x for x in self.sh("cat /proc/iomem").splitlines() if "PCI ECAM 0000" in x)
+        return int(line.split("-")[0], 16)
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """A command to the emulator, and its answer."""
         import socket
 
         with socket.socket(socket.AF_UNIX) as connection:
@@ -221,6 +264,7 @@ class Place:
                 while "event" in (answer := json.loads(stream.readline())):
                     pass
                 assert "error" not in answer, answer
+        return answer["return"]
 
 
 def patched_config(conf: Settings) -> variants.Config:
@@ -415,6 +459,21 @@ def attack(place: Place, program: Program, victim: str) -> None:
     assert count_iommu_faults(place.host.kernel_log(log).lines) > 0
 
 
+def nothing_arrives(place: Place, program: Program, victim: str) -> None:
+    """The disk writes to and reads from a function of nobody, below a claimed switch.
+
+    That the bytes are where they were is seen when the function answers again.
+    """
+    before = place.routes()
+    address = hex(place.bus_address(victim))
+    program.ask("write", place.functions["disk"], address, 1)
+    program.ask("read", place.functions["disk"], address)
+    seen = place.routes().total - before.total
+    assert (seen.direct, seen.redirected, seen.translated) == (0, 0, 0), f"{ARRIVED}: {seen}"
+    # the attempt was one: the switch, or the port above the function, had nowhere to send it
+    assert seen.unsupported > 0
+
+
 # -- what is short
 
 
@@ -442,7 +501,7 @@ def test_only_a_claim_lets_bytes_pass_directly(place: Place) -> None:
         assert seen.redirected == 0
         release(place, owner)
         assert flags(place, owner) == 0
-        assert place.acs() == place.before
+        place.is_restored()
 
 
 def test_a_function_of_the_host_keeps_the_switch_from_users(place: Place) -> None:
@@ -451,7 +510,8 @@ def test_a_function_of_the_host_keeps_the_switch_from_users(place: Place) -> Non
     start_traffic(place, owner)
     for name in ("third", "virtual"):
         place.to_host(name)
-        assert claim(place, owner, peer) == EPERM
+        code = claim(place, owner, peer)
+        assert code == EPERM, f"{NOT_OWNED}: {name}"
         assert place.acs() == place.before
         if name == "third":
             attack(place, owner, name)
@@ -501,6 +561,49 @@ def test_a_function_of_nobody_is_kept_from_all(place: Place) -> None:
     place.host.bind_vfio(third)
     other.do("open", third)
     assert claim(place, owner, peer) == EPERM
+    attack(place, owner, "third")
+
+
+def test_nothing_reaches_a_function_of_nobody(place: Place) -> None:
+    """Who has it next must not find there what the claim's user wrote."""
+    owner, other = place.program(), place.program()
+    peer = open_both(place, owner)
+    start_traffic(place, owner)
+    third = place.functions["third"]
+    for bound in (True, False):
+        if not bound:
+            place.to_nobody("third")
+        found = place.command("third")
+        assert found & (MEMORY | MASTER) == MEMORY
+        other.do("fill", place.memory("third"), PLACE, BYTES, SEED)
+        assert claim(place, owner, peer) == 0
+        nothing_arrives(place, owner, "third")
+        # what is reset gets back what it had
+        place.sh(f"echo 1 > {PCI}/{third}/reset")
+        assert place.command("third") & (MEMORY | IO) == 0
+        nothing_arrives(place, owner, "third")
+        assert write_to_peer(place, owner).direct == 4 * BYTES
+        release(place, owner)
+        assert place.command("third") == found
+        assert other.do("differ", place.memory("third"), PLACE, BYTES, SEED)["bytes"] == 0
+    # one that may send is for nobody
+    place.sh(f"setpci -s {third} COMMAND={found | MASTER:x}")
+    assert claim(place, owner, peer) == EBUSY
+    assert place.command("third") == found | MASTER
+    place.sh(f"setpci -s {third} COMMAND={found:x}")
+    # nor one that somebody wants to use
+    place.sh(f"echo 1 > {PCI}/{third}/enable")
+    assert claim(place, owner, peer) == EBUSY
+    place.sh(f"echo 0 > {PCI}/{third}/enable")
+    # the claim's user can have it, and is within reach of his other functions then
+    place.host.bind_vfio(third)
+    assert claim(place, owner, peer) == 0
+    owner.do("open", third)
+    assert place.command("third") & MEMORY
+    assert flags(place, owner) == ENABLE
+    owner.do("close", third)
+    assert flags(place, owner) == 0
+    assert place.command("third") & MEMORY
     attack(place, owner, "third")
 
 
@@ -612,7 +715,8 @@ def test_resets_leave_the_claim_as_it_is(place: Place) -> None:
         lambda: place.sh(bus_reset),
     ):
         reset()
-        assert place.acs() == claimed
+        now = place.acs()
+        assert now == claimed, f"{NOT_KEPT}: {now}, was {claimed}"
         assert flags(place, owner) == ENABLE
         owner.do("nvme", disk)
         assert write_to_peer(place, owner).direct == 4 * BYTES
@@ -632,7 +736,7 @@ def test_what_comes_by_a_rescan_waits_for_the_end(place: Place) -> None:
     claimed = place.acs()
     place.sh("echo 1 > /sys/bus/pci/rescan")
     place.sh(f"echo 1 > {PCI}/{place.ports['virtual']}/rescan")
-    assert not place.there(address)
+    assert not place.there(address), f"{ADDED}: {address}"
     assert place.acs() == claimed
     release(place, owner)
     place.sh("echo 1 > /sys/bus/pci/rescan")
@@ -641,7 +745,7 @@ def test_what_comes_by_a_rescan_waits_for_the_end(place: Place) -> None:
 
 
 def test_virtual_functions_wait_for_the_end(place: Place) -> None:
-    owner, other = place.program(), place.program()
+    owner = place.program()
     peer = open_both(place, owner)
     physical = f"{PCI}/{place.functions['virtual']}"
     create = f"echo 2 > {physical}/sriov_numvfs"
@@ -650,15 +754,14 @@ def test_virtual_functions_wait_for_the_end(place: Place) -> None:
     assert place.sh(f"cat {physical}/sriov_numvfs") == "0"
     assert flags(place, owner) == ENABLE
     release(place, owner)
-    # those that are there are locked with the others, and end the claim when they go
+    # those that are there decode addresses whatever their Command registers say
     place.sh(create)
-    first = place.sh(f"basename $(readlink {physical}/virtfn0)")
-    assert claim(place, owner, peer) == 0
-    assert other.ask("open", first)["errno"] != 0
-    place.sh(f"echo 0 > {physical}/sriov_numvfs")
-    assert not place.there(first)
-    assert flags(place, owner) == 0
+    found = place.command("third")
+    assert claim(place, owner, peer) == EBUSY
     assert place.acs() == place.before
+    assert place.command("third") == found
+    place.sh(f"echo 0 > {physical}/sriov_numvfs")
+    assert claim(place, owner, peer) == 0
 
 
 # -- what takes longer
@@ -756,6 +859,38 @@ def test_a_function_that_is_unplugged_ends_the_claim(place: Place) -> None:
     attack(place, owner, "third")
     place.host.bind_vfio(third)
     assert claim(place, owner, peer) == 0
+
+
+@pytest.mark.nightly
+def test_virtual_functions_belong_to_somebody(place: Place) -> None:
+    """All to the claim's user: they are his. One to another: refused."""
+    owner, other = place.program(), place.program()
+    peer = open_both(place, owner)
+    start_traffic(place, owner)
+    physical = place.functions["virtual"]
+    owner.do("open", physical)
+    owner.do("token", physical, TOKEN)
+    place.sh(f"echo 2 > {PCI}/{physical}/sriov_numvfs")
+    try:
+        first, second = (
+            place.sh(f"basename $(readlink {PCI}/{physical}/virtfn{i})") for i in range(2)
+        )
+        assert other.ask("open", second)["errno"] == EACCES
+        owner.do("open", first, TOKEN)
+        other.do("open", second, TOKEN)
+        assert claim(place, owner, peer) == EPERM
+        other.do("close", second)
+        assert claim(place, owner, peer) == EBUSY
+        owner.do("open", second, TOKEN)
+        assert claim(place, owner, peer) == 0
+        assert write_to_peer(place, owner).direct == 4 * BYTES
+        assert other.ask("open", second, TOKEN)["errno"] != 0
+        owner.do("close", second)
+        assert flags(place, owner) == 0
+        assert place.acs() == place.before
+    finally:
+        end_programs(place)
+        place.sh(f"echo 0 > {PCI}/{physical}/sriov_numvfs")
 
 
 @pytest.mark.nightly

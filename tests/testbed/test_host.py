@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_pci_config_cache import patched_qemu, start_qemu
 
 from nearmetal import cli, run, topology, ui, variants
 from nearmetal.cache import Cache
@@ -143,6 +144,23 @@ def test_no_access_goes_astray_while_the_memory_map_changes(host: Host) -> None:
     assert found["switches"] > 50
     assert found["reads"] > 10000
     assert found["wrong"] == 0
+
+
+@pytest.mark.parametrize("value", ["on", "auto", "nonsense"])
+def test_config_cache_on_a_kernel_without_it(
+    conf: Settings, cache: Cache, host: Host, value: str
+) -> None:
+    """QEMU refuses those who insist, and tells the others."""
+    done = start_qemu(host, patched_qemu(conf, cache), value)
+    if value == "on":
+        assert done.status == 1
+        assert "KVM can't serve PCI config reads" in done.stdout
+    elif value == "auto":
+        assert done.status == 0, done.stdout
+        assert "PCI config reads are served by QEMU: KVM can't" in done.stdout
+    else:
+        assert done.status == 1
+        assert "'nonsense'" in done.stdout
 
 
 def test_wrong_key(host: Host, tmp_path: Path) -> None:
