@@ -44,7 +44,7 @@ _END = {
 }
 _OF_ALL = (
     "tool",
-    "name",
+    "label",
     "functions",
     "arguments",
     "optional",
@@ -73,7 +73,7 @@ _TOOL = {
     "additionalProperties": False,
     "properties": {
         "tool": {"enum": list(TOOLS)},
-        "name": {"type": "string", "minLength": 1},
+        "label": {"type": "string", "minLength": 1},
         "command": {"type": "string", "pattern": r"^\S+$"},
         "at": {"type": "string", "minLength": 1},
         "client": _END,
@@ -177,7 +177,7 @@ class Tool:
     series: str | None = None
     runs: int = 3
     deadline_s: float = 300.0
-    name: str | None = None
+    label: str | None = None
     """What tells it from another that differs in its arguments only."""
 
     @property
@@ -278,12 +278,12 @@ def _tools(
     seen: dict[object, int] = {}
     for number, one in enumerate(found):
         program = one.command.rpartition("/")[2]
-        what = (one.tool, program, one.ends, one.variant, one.series, one.name)
+        what = (one.tool, program, one.ends, one.variant, one.series, one.label)
         first = seen.setdefault(what, number)
         if first != number:
             raise UsageError(
                 f"{place}: nothing tells results of tools/{number} from those of tools/{first}",
-                hint="give one of them a name",
+                hint="give one of them a label",
             )
     return found
 
@@ -342,7 +342,7 @@ def _tool(
         series=entry.get("series"),
         runs=entry.get("runs", 3),
         deadline_s=entry.get("deadline_s", 300.0),
-        name=entry.get("name"),
+        label=entry.get("label"),
     )
     if tool.in_guest and ("variant" in entry or "series" in entry):
         raise UsageError(

@@ -442,13 +442,13 @@ def test_two_tools_whose_results_nothing_tells_apart(tmp_path: Path) -> None:
     twice = WHOLE + WHOLE[WHOLE.index("      - tool: nccl") :].replace("gpus: 8", "gpus: 4")
     with pytest.raises(UsageError, match="results of tools/2 from those of tools/1") as caught:
         load(tmp_path, twice)
-    assert "name" in str(caught.value.hint)
-    named = load(tmp_path, twice.replace("gpus: 4", "gpus: 4\n        name: four"))
-    assert [tool.name for tool in named.tools] == [None, None, "four"]
+    assert "label" in str(caught.value.hint)
+    named = load(tmp_path, twice.replace("gpus: 4", "gpus: 4\n        label: four"))
+    assert [tool.label for tool in named.tools] == [None, None, "four"]
 
 
-def test_name_of_a_tool_is_in_the_context(host: Host, tmp_path: Path) -> None:
+def test_label_of_a_tool_is_in_the_context(host: Host, tmp_path: Path) -> None:
     name = sample("from-source-p2pBandwidthLatencyTest.out")
     command = program(tmp_path, "p2p", f"cat {name}")
-    outcome = measured(host, one_end("p2pBandwidthLatencyTest", command, name="sm"), tmp_path)
-    assert {one.context["name"] for one in outcome.rows} == {"sm"}
+    outcome = measured(host, one_end("p2pBandwidthLatencyTest", command, label="sm"), tmp_path)
+    assert {one.context["label"] for one in outcome.rows} == {"sm"}

@@ -114,8 +114,8 @@ def _one(
     if odd := [key for key, every in values.items() if len(every) != tool.runs]:
         raise MeasurementError(f"{tool.tool}: not every run gave {dict(odd[0][1])}")
     context = {"tool": tool.tool, **_ends(tool), **before}
-    if tool.name is not None:
-        context["name"] = tool.name
+    if tool.label is not None:
+        context["label"] = tool.label
     return [
         row(_BY_QUANTITY[quantity], every, **{**dict(keys), **context})
         for (quantity, keys), every in values.items()
