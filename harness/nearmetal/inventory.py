@@ -14,11 +14,14 @@ import yaml
 from .catalogue import nearest
 from .errors import UsageError
 from .model import VARIANTS, Variant
+from .schema import StrictLoader
 from .shell import Address
 
 _PCI = r"^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$"
 _FUNCTIONS = {"type": "array", "items": {"type": "string", "pattern": _PCI}, "uniqueItems": True}
 _WORDS = {"type": "array", "items": {"type": "string", "minLength": 1}}
+_NAME = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$"}
+"""Of a host or a machine: names of files are made of it."""
 _LOGIN = {
     "address": {"type": "string", "minLength": 1},
     "port": {"type": "integer", "minimum": 1, "maximum": 65535},
@@ -98,6 +101,7 @@ SCHEMA: Mapping[str, Any] = {
         "hosts": {
             "type": "object",
             "minProperties": 1,
+            "propertyNames": _NAME,
             "additionalProperties": {
                 "type": "object",
                 "required": ["address"],
@@ -107,6 +111,7 @@ SCHEMA: Mapping[str, Any] = {
                     "assign": _FUNCTIONS,
                     "machines": {
                         "type": "object",
+                        "propertyNames": _NAME,
                         "additionalProperties": {
                             "type": "object",
                             "required": ["address"],
@@ -206,7 +211,7 @@ class Server:
 def load(path: Path) -> dict[str, Server]:
     """The servers of an inventory by name; UsageError says what is wrong in the file."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except FileNotFoundError:
         raise UsageError(f"there is no inventory {path}", hint="see docs/servers.md") from None
     except (OSError, UnicodeDecodeError) as error:

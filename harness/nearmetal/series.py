@@ -14,6 +14,7 @@ import yaml
 
 from .catalogue import GUEST_SETUPS, TESTS, nearest
 from .errors import UsageError
+from .schema import StrictLoader
 
 TreeName = Literal["linux", "qemu", "testbed-qemu", "testbed-bochs"]
 GuestKernel = Literal["vanilla", "patched"]
@@ -236,21 +237,6 @@ def find_series(series: Sequence[Series], name: str) -> Series:
     raise UsageError(f"there is no series '{name}'", hint=hint)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that is written twice is an error, and not the last one's win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' is there twice", key_node.start_mark
-                )
-            seen.add(key)
-        return dict(super().construct_mapping(node, deep))
-
-
 def _read(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
@@ -261,8 +247,7 @@ def _read(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     try:
-        # _StrictLoader is a SafeLoader: it makes plain values only.
-        return yaml.load(text, Loader=_StrictLoader)
+        return yaml.load(text, Loader=StrictLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise UsageError(
