@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import pytest
 
-from nearmetal import inventory, run, topology
+from nearmetal import checks, inventory, run, topology
 from nearmetal.catalogue import CATALOGUE
 from nearmetal.errors import MeasurementError, UsageError
 from nearmetal.guest import Guest, GuestParts
@@ -409,6 +409,15 @@ def test_example_of_the_documentation(tmp_path: Path) -> None:
     found = load(tmp_path, example[: example.index("```")])
     assert len(found.tools) == 4
     assert {tool.tool for tool in found.tools} == set(inventory.TOOLS)
+
+
+@pytest.mark.parametrize("page", ["servers.md", "results.md"])
+def test_checks_of_the_documentation_can_be_used(tmp_path: Path, page: str) -> None:
+    text = (DATA.parents[2] / "docs" / page).read_text()
+    example = text[text.index("```yaml\nschema: 1") + len("```yaml\n") :]
+    path = tmp_path / "checks.yaml"
+    path.write_text(example[: example.index("```")])
+    assert len(checks.load_checks(path)) == 1
 
 
 @pytest.mark.parametrize(
