@@ -14,11 +14,14 @@ import yaml
 from .catalogue import nearest
 from .errors import UsageError
 from .model import VARIANTS, Variant
+from .schema import StrictLoader
 from .shell import Address
 
 _PCI = r"^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$"
 _FUNCTIONS = {"type": "array", "items": {"type": "string", "pattern": _PCI}, "uniqueItems": True}
 _WORDS = {"type": "array", "items": {"type": "string", "minLength": 1}}
+_NAME = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$"}
+"""Of a host or a machine: names of files are made of it."""
 _LOGIN = {
     "address": {"type": "string", "minLength": 1},
     "port": {"type": "integer", "minimum": 1, "maximum": 65535},
@@ -42,7 +45,17 @@ _END = {
         "dmabuf": {"type": "boolean"},
     },
 }
-_OF_ALL = ("tool", "functions", "arguments", "optional", "variant", "series", "runs", "deadline_s")
+_OF_ALL = (
+    "tool",
+    "label",
+    "functions",
+    "arguments",
+    "optional",
+    "variant",
+    "series",
+    "runs",
+    "deadline_s",
+)
 TOOLS: Mapping[str, tuple[str, ...]] = {
     "perftest": ("command", "client", "server"),
     "nvbandwidth": ("command", "at", "tests"),
@@ -63,6 +76,7 @@ _TOOL = {
     "additionalProperties": False,
     "properties": {
         "tool": {"enum": list(TOOLS)},
+        "label": {"type": "string", "minLength": 1},
         "command": {"type": "string", "pattern": r"^\S+$"},
         "at": {"type": "string", "minLength": 1},
         "client": _END,
@@ -87,6 +101,7 @@ SCHEMA: Mapping[str, Any] = {
         "hosts": {
             "type": "object",
             "minProperties": 1,
+            "propertyNames": _NAME,
             "additionalProperties": {
                 "type": "object",
                 "required": ["address"],
@@ -96,6 +111,7 @@ SCHEMA: Mapping[str, Any] = {
                     "assign": _FUNCTIONS,
                     "machines": {
                         "type": "object",
+                        "propertyNames": _NAME,
                         "additionalProperties": {
                             "type": "object",
                             "required": ["address"],
@@ -166,6 +182,8 @@ class Tool:
     series: str | None = None
     runs: int = 3
     deadline_s: float = 300.0
+    label: str | None = None
+    """What tells it from another that differs in its arguments only."""
 
     @property
     def in_guest(self) -> bool:
@@ -193,7 +211,7 @@ class Server:
 def load(path: Path) -> dict[str, Server]:
     """The servers of an inventory by name; UsageError says what is wrong in the file."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)
     except FileNotFoundError:
         raise UsageError(f"there is no inventory {path}", hint="see docs/servers.md") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -234,10 +252,7 @@ def load(path: Path) -> dict[str, Server]:
             guest_memory_mib=guest.get("memory_mib", 4096),
             assign=assign,
             machines=machines,
-            tools=tuple(
-                _tool(f"{place}: tools/{number}", one, machines, assign)
-                for number, one in enumerate(entry.get("tools", ()))
-            ),
+            tools=_tools(place, entry, machines, assign),
         )
     return servers
 
@@ -256,6 +271,26 @@ def _address(place: str, entry: Mapping[str, Any]) -> Address:
         key,
         entry.get("host_key"),
     )
+
+
+def _tools(
+    place: str, entry: Mapping[str, Any], machines: Mapping[str, Address], assign: tuple[str, ...]
+) -> tuple[Tool, ...]:
+    found = tuple(
+        _tool(f"{place}: tools/{number}", one, machines, assign)
+        for number, one in enumerate(entry.get("tools", ()))
+    )
+    seen: dict[object, int] = {}
+    for number, one in enumerate(found):
+        program = one.command.rpartition("/")[2]
+        what = (one.tool, program, one.ends, one.variant, one.series, one.label)
+        first = seen.setdefault(what, number)
+        if first != number:
+            raise UsageError(
+                f"{place}: nothing tells results of tools/{number} from those of tools/{first}",
+                hint="give one of them a label",
+            )
+    return found
 
 
 def _tool(
@@ -312,6 +347,7 @@ def _tool(
         series=entry.get("series"),
         runs=entry.get("runs", 3),
         deadline_s=entry.get("deadline_s", 300.0),
+        label=entry.get("label"),
     )
     if tool.in_guest and ("variant" in entry or "series" in entry):
         raise UsageError(

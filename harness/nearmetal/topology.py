@@ -19,18 +19,19 @@ from .measure.routes import CR, EC, RR, names
 from .shell import Shell
 
 SURVEY = r"""
+cd /
 for d in /sys/bus/pci/devices/*; do
   [ -e "$d/config" ] || continue
-  p=$(readlink -f "$d"); r=${p#/sys/devices/pci*/}
+  cd -P "$d"; p=$PWD; r=${p#/sys/devices/pci*/}; cd /
   read -r class < "$d/class"; read -r vendor < "$d/vendor"; read -r device < "$d/device"
-  vfs=; [ -e "$d/sriov_numvfs" ] && read -r vfs < "$d/sriov_numvfs"
   echo "function ${d##*/}"
   echo "path $p"
   echo "id $vendor $device $class"
-  [ -e "$d/driver" ] && l=$(readlink "$d/driver") && echo "driver ${l##*/}"
-  [ -e "$d/iommu_group" ] && l=$(readlink "$d/iommu_group") && echo "group ${l##*/}"
-  [ -n "$vfs" ] && echo "vfs $vfs"
-  [ -e "$d/physfn" ] && l=$(readlink "$d/physfn") && echo "physfn ${l##*/}"
+  for l in driver iommu_group physfn; do
+    [ -e "$d/$l" ] && cd -P "$d/$l" && echo "$l ${PWD##*/}"
+  done
+  cd /
+  [ -e "$d/sriov_numvfs" ] && read -r vfs < "$d/sriov_numvfs" && echo "vfs $vfs"
   for v in "$d"/vfio-dev/*; do [ -e "$v" ] && echo "vfio ${v##*/}"; done
   case $class,$r in
   0x0604*|*,*/*)
@@ -223,7 +224,7 @@ def _function(
         first, last, flags = (int(word, 16) for word in line.split())
         if flags & _MEM and last > first:
             bars.append(Bar(first, last, flags))
-    group, vfio = record.get("group"), record.get("vfio")
+    group, vfio = record.get("iommu_group"), record.get("vfio")
     by_group = sorted(users.get(f"/dev/vfio/{group}", ())) if vfio is not None else []
     by_device = sorted(users.get(f"/dev/vfio/devices/{vfio}", ()))
     return Function(

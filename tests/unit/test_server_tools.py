@@ -6,10 +6,11 @@ The commands run with this machine's shell; the host's registers are those of da
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +18,14 @@ import pytest
 
 from nearmetal import inventory, run, topology
 from nearmetal.catalogue import CATALOGUE
-from nearmetal.errors import UsageError
+from nearmetal.errors import MeasurementError, UsageError
+from nearmetal.guest import Guest, GuestParts
 from nearmetal.host import Facts, Host
 from nearmetal.inventory import End, Server, Tool
+from nearmetal.layout import Range, around
 from nearmetal.measure import tools
 from nearmetal.model import Measurement
+from nearmetal.settings import Settings
 from nearmetal.shell import Address, Result, Shell
 from nearmetal.variants import Config
 
@@ -110,8 +114,8 @@ def measured(host: Host, tool: Tool, logs: Path) -> tools.Outcome:
     return tools.measure(host, cast(Shell, LocalShell("guest")), [tool], row, logs, "vanilla")
 
 
-def one_end(name: str, command: str, **more: Any) -> Tool:
-    return Tool(name, command, (End(),), (PEER, DISK), runs=2, **more)
+def one_end(kind: str, command: str, **more: Any) -> Tool:
+    return Tool(kind, command, (End(),), (PEER, DISK), runs=2, **more)
 
 
 def test_nvbandwidth(host: Host, tmp_path: Path) -> None:
@@ -226,7 +230,7 @@ def test_perftest_whose_client_fails_leaves_no_server(host: Host, tmp_path: Path
     outcome = measured(host, perftest(tmp_path, client="sys.exit(' Unable to reg MR')"), tmp_path)
     assert outcome.rows == []
     ((reason, _),) = outcome.missing
-    assert reason == "perftest: Unable to reg MR"
+    assert reason == "perftest on guest: Unable to reg MR"
     (server,) = cast(LocalShell, host.shell).started
     assert server.ended
 
@@ -244,7 +248,7 @@ def test_perftest_whose_client_never_comes_leaves_no_server(host: Host, tmp_path
 def test_perftest_whose_server_does_not_start(host: Host, tmp_path: Path) -> None:
     tool = perftest(tmp_path, server="print(' Did not detect devices '); sys.exit(1)")
     ((reason, _),) = measured(host, tool, tmp_path).missing
-    assert reason == "perftest: Did not detect devices"
+    assert reason == "perftest on gpu1: Did not detect devices"
 
 
 @pytest.mark.parametrize("optional", [False, True])
@@ -436,3 +440,103 @@ def test_inventories_that_are_refused(
     assert says in caught.value.message
     assert "\n" not in caught.value.message
     assert mend is None or mend in str(caught.value.hint)
+
+
+def test_two_tools_whose_results_nothing_tells_apart(tmp_path: Path) -> None:
+    twice = WHOLE + WHOLE[WHOLE.index("      - tool: nccl") :].replace("gpus: 8", "gpus: 4")
+    with pytest.raises(UsageError, match="results of tools/2 from those of tools/1") as caught:
+        load(tmp_path, twice)
+    assert "label" in str(caught.value.hint)
+    named = load(tmp_path, twice.replace("gpus: 4", "gpus: 4\n        label: four"))
+    assert [tool.label for tool in named.tools] == [None, None, "four"]
+
+
+def test_label_of_a_tool_is_in_the_context(host: Host, tmp_path: Path) -> None:
+    name = sample("from-source-p2pBandwidthLatencyTest.out")
+    command = program(tmp_path, "p2p", f"cat {name}")
+    outcome = measured(host, one_end("p2pBandwidthLatencyTest", command, label="sm"), tmp_path)
+    assert {one.context["label"] for one in outcome.rows} == {"sm"}
+
+
+# --- in the guests of a run ------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run._Job:
+    """A run on a server without an NVMe pair, whose guests are this machine's shell."""
+
+    @contextlib.contextmanager
+    def guest(there: Host, parts: Any, *, logs: Path, label: str) -> Iterator[Any]:
+        up = object.__new__(Guest)
+        up.boot_retries, up.shell = 0, cast(Shell, LocalShell("guest"))
+        monkeypatch.setattr(up, "check", lambda: None, raising=False)
+        yield up
+
+    @contextlib.contextmanager
+    def nothing(*_: Any) -> Iterator[None]:
+        yield
+
+    text = f"cat {sample('from-source-nvbandwidth.json')}"
+    asked = ("device_to_device_memcpy_write_ce",)
+    host.tools = (one_end("nvbandwidth", program(tmp_path, "nv", text), tests=asked),)
+    host.assign = (PEER, DISK)
+    for name in ("forget_log", "load_kvm"):
+        monkeypatch.setattr(host, name, lambda *_: None, raising=False)
+    for name in ("parameters", "vfio"):
+        monkeypatch.setattr(host, name, nothing, raising=False)
+    monkeypatch.setattr(run, "running_guest", guest)
+    monkeypatch.setattr(run, "counting", nothing)
+    monkeypatch.setattr(run, "guest_parts", lambda *_: GuestParts(*(cast(Any, None),) * 5))
+    monkeypatch.setattr(run.p2p, "layout", lambda _: around([Range(1 << 33, (1 << 33) + 1)], 4096))
+    settings = Settings(tmp_path, tmp_path, tmp_path, testbed="amd")
+    nobody: Any = None
+    return run._Job(settings, nobody, nobody, tmp_path, run._Found())
+
+
+def test_tools_run_in_the_guest_of_a_variant_without_an_nvme_pair(
+    host: Host, job: run._Job
+) -> None:
+    run._measure_variant(job, Config("off"), host, ["p2p"], keep=False)
+    found = job.found
+    assert found.missing == []
+    assert [skip.names for skip in found.skipped] == [run.TEST_CASES["p2p"].names]
+    assert {row.name for row in found.measurements} == set(tools.NAMES)
+    for row_ in found.measurements:
+        assert (row_.variant, row_.context["setup"], row_.context["at"]) == (
+            "off",
+            "iommu",
+            "guest",
+        )
+        assert "testbed" not in row_.context
+
+
+def test_tools_run_in_each_set_up_of_a_variant(host: Host, job: run._Job) -> None:
+    config = Config("on", "direct-p2p", setups=("iommufd", "direct"), tests=("p2p",))
+    run._measure_variant(job, config, host, ["lspci", "p2p"], keep=False)
+    assert job.found.missing == []
+    assert {row.context["setup"] for row in job.found.measurements} == {"iommufd", "direct"}
+    assert {row.series for row in job.found.measurements} == {"direct-p2p"}
+    assert not [row for row in job.found.measurements if "testbed" in row.context]
+
+
+def test_a_server_without_tools_and_pair_boots_no_guest(
+    host: Host, job: run._Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.tools = ()
+    monkeypatch.setattr(run, "running_guest", None)
+    config = Config("on", "direct-p2p", setups=("iommufd", "direct"), tests=("p2p",))
+    run._measure_variant(job, config, host, ["lspci", "p2p"], keep=False)
+    assert job.found.measurements == []
+    assert [skip.test for skip in job.found.skipped] == ["p2p"]
+
+
+def test_a_guest_that_does_not_come_up_is_an_error_for_its_tools(
+    host: Host, job: run._Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise MeasurementError("QEMU did not start")
+
+    monkeypatch.setattr(run, "running_guest", broken)
+    run._measure_variant(job, Config("vanilla"), host, ["p2p"], keep=False)
+    (missing,) = job.found.missing
+    assert (missing.reason, missing.names) == ("QEMU did not start", tools.NAMES)

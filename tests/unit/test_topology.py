@@ -159,7 +159,7 @@ def test_owners() -> None:
     """The survey saw who has the character device open."""
     assert {recorded("host").functions[one].owner for one in (PEER, DISK)} == {"the host"}
     survey = recorded("vfio")
-    assert survey.functions[PEER].owner == "sleep (pid 248)"
+    assert survey.functions[PEER].owner == "sleep (pid 190)"
     assert survey.functions[DISK].owner == "nobody"
 
 
@@ -168,7 +168,7 @@ function 0000:03:00.0
 path /sys/devices/pci0000:00/0000:00:05.0/0000:03:00.0
 id 0x10de 0x20b0 0x030200
 driver vfio-pci
-group 12
+iommu_group 12
 vfio vfio3
 user 77 /dev/vfio/{device} /usr/bin/qemu-system-x86_64 -name guest=vm1,debug-threads=on -m 4G
 user 78 /dev/vfio/vfio /usr/bin/other
@@ -269,7 +269,7 @@ REGISTERS, MEMORY = 0x40200, 0x14220C
         (DISK, {"vfio": None, "driver": "nvme"}, "the host's (driver nvme)"),
         (DISK, {"master": True}, "masters the bus for nobody"),
         (PEER, {"by_group": True}, "opened by its group"),
-        (DISK, {"users": ("vm2 (pid 9)",)}, "shared by sleep (pid 248), vm2 (pid 9)"),
+        (DISK, {"users": ("vm2 (pid 9)",)}, "shared by sleep (pid 190), vm2 (pid 9)"),
         (PEER, {"bars": (Bar(0xC0000000, 0xCFFFFFFF, MEMORY),)}, "0xc0000000, below 4 GiB"),
     ],
 )
@@ -302,7 +302,7 @@ def test_owners_that_reach_each_other_are_told() -> None:
     two = changed(survey, DISK, users=("vm2 (pid 9)",))
     assert topology.exposed(two, switch) == []
     open_ = changed(two, PORTS[1], acs=routes.SV | routes.UF)
-    assert topology.exposed(open_, switch) == ["sleep (pid 248)", "vm2 (pid 9)"]
+    assert topology.exposed(open_, switch) == ["sleep (pid 190)", "vm2 (pid 9)"]
     assert topology.exposed(changed(open_, DISK, users=()), switch) == []
     found = doctor.switches(open_)
     assert [one.state for one in found if "without the IOMMU" in one.text] == ["broken"]
@@ -314,7 +314,7 @@ def test_drawing() -> None:
         "0000:01:00.0 104c:8232 switch, Upstream Port",
         "  0000:02:00.0 104c:8233 port, ACS SV+RR+CR+UF (redirects)",
         "    0000:03:00.0 1b36:0010 class 010802, driver vfio-pci, group 12, "
-        "owner sleep (pid 248), ATS absent, relaxed ordering off",
+        "owner sleep (pid 190), ATS absent, relaxed ordering off",
         "  0000:02:01.0 104c:8233 port, ACS SV+RR+CR+UF (redirects)",
         "    0000:04:00.0 1b36:0010 class 010802, driver vfio-pci, group 13, owner nobody, "
         "ATS on, relaxed ordering off",

@@ -114,6 +114,8 @@ def _one(
     if odd := [key for key, every in values.items() if len(every) != tool.runs]:
         raise MeasurementError(f"{tool.tool}: not every run gave {dict(odd[0][1])}")
     context = {"tool": tool.tool, **_ends(tool), **before}
+    if tool.label is not None:
+        context["label"] = tool.label
     return [
         row(_BY_QUANTITY[quantity], every, **{**dict(keys), **context})
         for (quantity, keys), every in values.items()
@@ -229,9 +231,7 @@ def _perftest(tool: Tool, places: Sequence[Shell], keep: Keep) -> tuple[Reading,
         out, err, status = _run(client, tool, [*words, far.address])
         keep(out + err)
         if status:
-            raise perftest.failure(
-                out + err, f"{tool.tool}: it ended with status {status} on {client.name}"
-            )
+            raise perftest.failure(out + err, f"it ended with status {status}", client.name)
         text = client.read(document) if document else None
     if text is not None:
         keep(text, "json")
@@ -267,8 +267,7 @@ def _perftest_server(
             if running.ended or time.monotonic() > end:
                 said = running.channel.recv(1 << 16) if running.channel.recv_ready() else b""
                 raise perftest.failure(
-                    said.decode(errors="replace"),
-                    f"{tool.tool}: its server does not listen on {place.name}",
+                    said.decode(errors="replace"), "its server does not listen", place.name
                 )
             time.sleep(0.2)
         yield running

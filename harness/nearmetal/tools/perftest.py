@@ -55,7 +55,7 @@ def parse(output: str, document: str | None = None) -> tuple[Reading, ...]:
     head = _HEAD.search(output)
     title = _TITLE.search(output)
     if head is None or title is None:
-        raise failure(output, f"{TOOL}: it printed no table of results")
+        raise failure(output, "it printed no table of results")
     factor = TO_GB_S.get(head[2])
     if factor is None or head[1] != head[2]:
         raise MeasurementError(
@@ -69,7 +69,7 @@ def parse(output: str, document: str | None = None) -> tuple[Reading, ...]:
     rows = [_ROW.match(line) for line in output[head.end() :].splitlines()]
     found = [row for row in rows if row]
     if not found:
-        raise failure(output, f"{TOOL}: its table of results is empty")
+        raise failure(output, "its table of results is empty")
     readings = [
         Reading(
             "bandwidth",
@@ -137,10 +137,9 @@ def results(document: str) -> dict[str, str]:
     return found
 
 
-def failure(output: str, otherwise: str) -> MeasurementError:
-    """What a perftest that failed has said, as an error with the mend."""
+def failure(output: str, otherwise: str, place: str = "") -> MeasurementError:
+    """What a perftest that failed has said, as an error with the mend; ``place`` is its end."""
     said = complaint(output, _ERRORS)
     hint = next((mend for mark, mend in _MENDS.items() if mark in output), None)
-    return MeasurementError(
-        f"{TOOL}: {said}" if said else otherwise, detail=tail(output), hint=hint
-    )
+    where = f"{TOOL} on {place}" if place else TOOL
+    return MeasurementError(f"{where}: {said or otherwise}", detail=tail(output), hint=hint)
