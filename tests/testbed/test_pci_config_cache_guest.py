@@ -269,6 +269,7 @@ def test_virtual_functions_come_and_go(guest: Guest) -> None:
             assert {found[vf][0x0A:0x0C] for vf in vfs} <= {b"\x08\x01"}, "no NVMe function"
 
 
+@pytest.mark.nightly
 def test_virtual_functions_of_the_host_change_nothing(guest: Guest) -> None:
     """Others than the guest's, beside those that are assigned to it."""
     host = guest.host
