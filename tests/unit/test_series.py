@@ -85,6 +85,14 @@ def test_qemu_words_are_kept_as_they_are(tmp_path: Path) -> None:
     assert machine.enable.qemu_arguments() == ("-machine", "fixed=on")
 
 
+def test_the_accelerator_has_properties_by_kvms_module(tmp_path: Path) -> None:
+    text = GOOD.replace("qemu: [-machine, fixed=on]", "accel: {kvm_intel: {fast: on, depth: 4}}")
+    machine = find_series(load_series(write(tmp_path, text)), "machine")
+    assert machine.enable.accel == {"kvm_intel": {"fast": "on", "depth": "4"}}
+    with pytest.raises(UsageError, match="kvm_intl"):
+        load_series(write(tmp_path, text.replace("kvm_intel", "kvm_intl")))
+
+
 def test_set_ups_are_kept_in_order(tmp_path: Path) -> None:
     text = GOOD.replace("qemu: [-machine, fixed=on]", "setups: [iommufd, direct]")
     series = load_series(write(tmp_path, text))
