@@ -17,7 +17,7 @@
  *   writes an event selector WRITES times, with another event each time, but
  *   never enables it; between two marks
  * nm-pmu fixed ROUNDS
- *   switches Intel's four fixed counters on, lets them count a loop in user
+ *   switches all of Intel's fixed counters on, lets them count a loop in user
  *   mode, reads them by RDPMC and switches them off, ROUNDS times, by their
  *   registers; between two marks. perf must not use counters meanwhile
  * nm-pmu leak RUNS EXITS
@@ -219,7 +219,7 @@ static void select_often(uint32_t msr, uint64_t writes)
 	printf("{\"samples\": %llu}\n", (unsigned long long)writes + 1);
 }
 
-#define FIXED_COUNTERS 4
+#define MOST_FIXED 16
 #define FIXED_LOOPS 1000
 #define MSR_FIXED_CTR0 0x309
 #define MSR_FIXED_CTR_CTRL 0x38d
@@ -234,23 +234,30 @@ static void wrmsr(int fd, uint32_t msr, uint64_t value)
 static void fixed(uint64_t rounds)
 {
 	int fd = open("/dev/cpu/0/msr", O_RDWR | O_CLOEXEC);
-	uint64_t i, n, before[FIXED_COUNTERS], count, all;
+	uint64_t i, n, before[MOST_FIXED], count, all, control = 0;
+	uint32_t a, b, c, counters;
 
 	if (fd < 0)
 		err(1, "/dev/cpu/0/msr");
 	if (pread(fd, &all, sizeof(all), MSR_PERF_GLOBAL_CTRL) != sizeof(all))
 		err(1, "MSR %#x", MSR_PERF_GLOBAL_CTRL);
+	__cpuid(0xa, a, b, c, counters);
+	counters &= 0x1f;
+	if (!counters || counters > MOST_FIXED)
+		errx(1, "%u fixed counters", counters);
 	stay();
-	for (n = 0; n < FIXED_COUNTERS; n++)
+	for (n = 0; n < counters; n++) {
 		wrmsr(fd, MSR_FIXED_CTR0 + n, 0);
+		control |= 2ULL << 4 * n;
+	}
 	mark_begin();
 	for (i = 0; i < rounds; i++) {
-		wrmsr(fd, MSR_FIXED_CTR_CTRL, 0x2222);
-		wrmsr(fd, MSR_PERF_GLOBAL_CTRL, 0xfULL << 32);
-		for (n = 0; n < FIXED_COUNTERS; n++)
+		wrmsr(fd, MSR_FIXED_CTR_CTRL, control);
+		wrmsr(fd, MSR_PERF_GLOBAL_CTRL, ((1ULL << counters) - 1) << 32);
+		for (n = 0; n < counters; n++)
 			before[n] = rdpmc(1 << 30 | n);
 		loop(FIXED_LOOPS);
-		for (n = 0; n < FIXED_COUNTERS; n++) {
+		for (n = 0; n < counters; n++) {
 			count = rdpmc(1 << 30 | n) - before[n];
 			/* the first one counts instructions; nothing is known of the others */
 			if (count < (n ? 1 : 2 * FIXED_LOOPS + 1))
@@ -261,7 +268,7 @@ static void fixed(uint64_t rounds)
 	}
 	mark_end();
 	wrmsr(fd, MSR_PERF_GLOBAL_CTRL, all);
-	printf("{\"samples\": %llu}\n", (unsigned long long)rounds);
+	printf("{\"samples\": %llu, \"counters\": %u}\n", (unsigned long long)rounds, counters);
 }
 
 static void leak(uint64_t runs, uint64_t exits)

@@ -71,7 +71,7 @@ class Agent:
     """A program in the guest that uses counters: ``command`` prints a JSON line with ``samples``.
 
     A sample is what it does over and over: one reading of all events, one interrupt of a profile,
-    one round of two tasks, one RDPMC, one write of a selector, one round of switching four fixed
+    one round of two tasks, one RDPMC, one write of a selector, one round of switching all fixed
     counters on and off and reading them.
     """
 
@@ -173,8 +173,9 @@ def _one_agent(bench: Bench, agent: Agent, amd: bool) -> tuple[list[Measurement]
     msrs = {f"{msr:#x} {how}": n for (msr, how), n in exits.msr.items() if is_pmu_msr(msr)}
     overflows = overflow_exits(exits, after - before)
     loads = exits.pmu_switches if counted else 0
+    context = {"fixed_counters": str(said["counters"])} if "counters" in said else {}
     rows = [
-        bench.row(name, [count / samples], agent=agent.name)
+        bench.row(name, [count / samples], agent=agent.name, **context)
         for name, count in (
             ("vmexit.agent.pmu_exits_per_sample", pmu_exits(exits)),
             ("vmexit.agent.pmi_exits_per_sample", overflows),
