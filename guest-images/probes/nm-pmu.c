@@ -16,6 +16,10 @@
  * nm-pmu write MSR WRITES
  *   writes an event selector WRITES times, with another event each time, but
  *   never enables it; between two marks
+ * nm-pmu fixed ROUNDS
+ *   switches all of Intel's fixed counters on, lets them count a loop in user
+ *   mode, reads them by RDPMC and switches them off, ROUNDS times, by their
+ *   registers; between two marks. perf must not use counters meanwhile
  * nm-pmu leak RUNS EXITS
  *   counts all instructions of this guest while it exits EXITS times to KVM
  *   and as often to its user, RUNS times, each between two marks of the
@@ -215,6 +219,58 @@ static void select_often(uint32_t msr, uint64_t writes)
 	printf("{\"samples\": %llu}\n", (unsigned long long)writes + 1);
 }
 
+#define MOST_FIXED 16
+#define FIXED_LOOPS 1000
+#define MSR_FIXED_CTR0 0x309
+#define MSR_FIXED_CTR_CTRL 0x38d
+#define MSR_PERF_GLOBAL_CTRL 0x38f
+
+static void wrmsr(int fd, uint32_t msr, uint64_t value)
+{
+	if (pwrite(fd, &value, sizeof(value), msr) != sizeof(value))
+		err(1, "MSR %#x", msr);
+}
+
+static void fixed(uint64_t rounds)
+{
+	int fd = open("/dev/cpu/0/msr", O_RDWR | O_CLOEXEC);
+	uint64_t i, n, before[MOST_FIXED], count, all, control = 0;
+	uint32_t a, b, c, counters;
+
+	if (fd < 0)
+		err(1, "/dev/cpu/0/msr");
+	if (pread(fd, &all, sizeof(all), MSR_PERF_GLOBAL_CTRL) != sizeof(all))
+		err(1, "MSR %#x", MSR_PERF_GLOBAL_CTRL);
+	__cpuid(0xa, a, b, c, counters);
+	counters &= 0x1f;
+	if (!counters || counters > MOST_FIXED)
+		errx(1, "%u fixed counters", counters);
+	stay();
+	for (n = 0; n < counters; n++) {
+		wrmsr(fd, MSR_FIXED_CTR0 + n, 0);
+		control |= 2ULL << 4 * n;
+	}
+	mark_begin();
+	for (i = 0; i < rounds; i++) {
+		wrmsr(fd, MSR_FIXED_CTR_CTRL, control);
+		wrmsr(fd, MSR_PERF_GLOBAL_CTRL, ((1ULL << counters) - 1) << 32);
+		for (n = 0; n < counters; n++)
+			before[n] = rdpmc(1 << 30 | n);
+		loop(FIXED_LOOPS);
+		for (n = 0; n < counters; n++) {
+			count = rdpmc(1 << 30 | n) - before[n];
+			/* the first one counts instructions; nothing is known of the others */
+			if (count < (n ? 1 : 2 * FIXED_LOOPS + 1))
+				errx(1, "fixed counter %d counted %d", (int)n, (int)count);
+		}
+		wrmsr(fd, MSR_PERF_GLOBAL_CTRL, 0);
+		wrmsr(fd, MSR_FIXED_CTR_CTRL, 0);
+	}
+	mark_end();
+	wrmsr(fd, MSR_PERF_GLOBAL_CTRL, all);
+	printf("{\"samples\": %llu, \"counters\": %u}\n", (unsigned long long)rounds, counters);
+}
+
 static void leak(uint64_t runs, uint64_t exits)
 {
 	int fd = counter(PERF_COUNT_HW_INSTRUCTIONS, -1, 0, 0);
@@ -278,11 +334,13 @@ int main(int argc, char **argv)
 		hand_over(first);
 	} else if (!strcmp(what, "write") && argc == 4) {
 		select_often(first, second);
+	} else if (!strcmp(what, "fixed") && argc == 3) {
+		fixed(first);
 	} else if (!strcmp(what, "leak") && argc == 4) {
 		leak(first, second);
 	} else {
 		errx(2, "usage: nm-pmu exact LOOPS RUNS | spin LOOPS | rdpmc READS | switch ROUNDS |\n"
-			"  write MSR WRITES | leak RUNS EXITS");
+			"  write MSR WRITES | fixed ROUNDS | leak RUNS EXITS");
 	}
 	return 0;
 }

@@ -17,9 +17,9 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class GuestParts:
     """Further options of the machine."""
     host_addresses: bool = False
     """Whether the CPU has as many address bits as the host's, for BARs at its addresses."""
+    accel: Mapping[str, str] = field(default_factory=dict)
+    """Properties of the accelerator."""
     extra: tuple[str, ...] = ()
 
 
@@ -83,7 +85,7 @@ def command_line(
         *("-L", firmware),
         *("-name", f"guest={name}"),
         *("-machine", ",".join(("q35", parts.machine)) if parts.machine else "q35"),
-        *("-accel", "kvm"),
+        *("-accel", ",".join(("kvm", *(f"{key}={value}" for key, value in parts.accel.items())))),
         *("-cpu", "host,host-phys-bits=on" if parts.host_addresses else "host"),
         *("-smp", str(parts.cpus), "-m", str(parts.memory_mib)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),

@@ -66,6 +66,11 @@ SCHEMA: Mapping[str, Any] = {
                                     {"type": "array", "items": {"type": "string"}},
                                 ]
                             },
+                            "accel": {
+                                "type": "object",
+                                "additionalProperties": _SETTINGS,
+                                "propertyNames": {"enum": ["kvm_amd", "kvm_intel"]},
+                            },
                             "guest_kernel": {"enum": list(get_args(GuestKernel))},
                             "setups": {
                                 "type": "array",
@@ -92,13 +97,15 @@ class Enable:
 
     ``modules`` are parameters by module of the host kernel; ``qemu_properties`` are
     ``device.property`` settings and ``qemu_args`` further words of the QEMU inside the
-    host (one of both is empty). With ``setups`` p2p measures the variant in these, each in
-    a guest of its own.
+    host (one of both is empty). ``accel`` are properties of QEMU's accelerator by KVM's module,
+    for what only the CPUs of one maker can do. With ``setups`` p2p measures the variant in
+    these, each in a guest of its own.
     """
 
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NO_MODULES)
     qemu_properties: Mapping[str, str] = field(default_factory=lambda: _NO_PROPERTIES)
     qemu_args: tuple[str, ...] = ()
+    accel: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NO_MODULES)
     guest_kernel: GuestKernel = "vanilla"
     setups: tuple[str, ...] = ()
 
@@ -311,14 +318,8 @@ def _series(entry: Mapping[str, Any], patches: Path) -> Series:
         purpose=" ".join(entry["purpose"].split()),
         checks=tuple(entry.get("checks", ())),
         enable=Enable(
-            modules=MappingProxyType(
-                {
-                    module: MappingProxyType(
-                        {key: _word(value, "Y", "N") for key, value in parameters.items()}
-                    )
-                    for module, parameters in enable.get("modules", {}).items()
-                }
-            ),
+            modules=_by_module(enable.get("modules", {}), "Y", "N"),
+            accel=_by_module(enable.get("accel", {}), "on", "off"),
             qemu_properties=MappingProxyType(
                 {key: _word(value, "on", "off") for key, value in qemu.items()}
                 if isinstance(qemu, dict)
@@ -331,6 +332,17 @@ def _series(entry: Mapping[str, Any], patches: Path) -> Series:
         folder=series_folder(patches, entry["tree"], entry["name"]),
         tests=tuple(entry.get("tests", ())),
         draft=entry.get("draft", False),
+    )
+
+
+def _by_module(
+    settings: Mapping[str, Mapping[str, Any]], yes: str, no: str
+) -> Mapping[str, Mapping[str, str]]:
+    return MappingProxyType(
+        {
+            module: MappingProxyType({key: _word(value, yes, no) for key, value in values.items()})
+            for module, values in settings.items()
+        }
     )
 
 

@@ -45,17 +45,34 @@ _HISTS = {
     "kvm_msr": "hist:keys=ecx,write:size=2048:pause",
 }
 
-GLOBAL_STATUS_SET = 0xC0000303
-"""AMD PERF_CNTR_GLOBAL_STATUS_SET: the kernel writes it whenever it loads a mediated PMU, and
-nowhere else (amd_mediated_pmu_load)."""
-_SWITCHES = f"hist:keys=msr:size=128:pause if msr == {GLOBAL_STATUS_SET}"
+
+@dataclass(frozen=True)
+class Switches:
+    """How loads of a mediated PMU show in the tracepoints of MSRs: ``accesses`` for each load.
+
+    ``event`` is ``read_msr`` or ``write_msr``.
+    """
+
+    event: str
+    msr: int
+    accesses: int
+
+
+AMD_SWITCHES = Switches("write_msr", 0xC0000303, 1)
+"""PERF_CNTR_GLOBAL_STATUS_SET: the kernel writes it whenever it loads a mediated PMU, and nowhere
+else (amd_mediated_pmu_load)."""
+INTEL_SWITCHES = Switches("read_msr", 0x38E, 2)
+"""IA32_PERF_GLOBAL_STATUS: the kernel reads it whenever it loads a mediated PMU and again when it
+puts it (intel_mediated_pmu_load, intel_mediated_pmu_put). So does the host's perf at an overflow,
+so this is sound only while a mediated PMU keeps perf's events out."""
+_ACCESSES = {one.event: one.accesses for one in (AMD_SWITCHES, INTEL_SWITCHES)}
 
 MMIO_READ_UNSATISFIED, MMIO_READ, MMIO_WRITE = 0, 1, 2
 """include/trace/events/kvm.h, KVM_TRACE_MMIO_*"""
 
 
-def _start(switches: bool) -> str:
-    """All triggers; ``switches``: those on writes of MSRs by the host, too."""
+def _start(switches: Switches | None) -> str:
+    """All triggers; ``switches``: those on the host's own accesses to an MSR, too."""
     counted = [*(("kvm", name) for name in _EVENTS), ("synthetic", _USER_PIO)]
     lines = [
         f"cd {_T} || exit 1",
@@ -81,8 +98,11 @@ def _start(switches: bool) -> str:
         f"events/synthetic/{_USER_PIO}/trigger || exit 1"
     )
     if switches:
-        lines.append(f"echo '{_SWITCHES}' >> events/msr/write_msr/trigger || exit 1")
-        counted.append(("msr", "write_msr"))
+        lines.append(
+            f"echo 'hist:keys=msr:size=128:pause if msr == {switches.msr}' "
+            f">> events/msr/{switches.event}/trigger || exit 1"
+        )
+        counted.append(("msr", switches.event))
     for system, event in counted:
         lines.append(
             f"echo 'enable_hist:{system}:{event} if function == {MARK_LEAF}' "
@@ -100,7 +120,7 @@ def _stop() -> str:
     events = " ".join(f"kvm/{event}" for event in ("kvm_cpuid", "kvm_pio", *_EVENTS))
     return rf"""
 for try in 1 2 3; do
-  for e in {events} synthetic/{_USER_PIO} msr/write_msr; do
+  for e in {events} synthetic/{_USER_PIO} msr/read_msr msr/write_msr; do
     f=events/$e/trigger
     [ -e $f ] || continue
     grep -v '^#' $f | sed -e 's/ \[[a-z]*\]$//' -e 's/:unlimited//' | while read -r t; do
@@ -118,7 +138,7 @@ _READ = f"cd {_T} && " + " && ".join(
     for system, event in (
         *(("kvm", name) for name in _EVENTS),
         ("synthetic", _USER_PIO),
-        ("msr", "write_msr"),
+        *(("msr", name) for name in _ACCESSES),
     )
 )
 
@@ -268,8 +288,13 @@ def parse_exits(text: str) -> Exits:
             (_number(ecx), "write" if _number(write) else "read"): count
             for (ecx, write), count in one("kvm/kvm_msr", ("ecx", "write")).items()
         },
-        pmu_switches=(
-            sum(one("msr/write_msr", ("msr",)).values()) if hists.get("msr/write_msr") else None
+        pmu_switches=next(
+            (
+                sum(one(f"msr/{event}", ("msr",)).values()) // accesses
+                for event, accesses in _ACCESSES.items()
+                if hists.get(f"msr/{event}")
+            ),
+            None,
         ),
     )
 
@@ -289,7 +314,7 @@ class Tracer:
 
     shell: Shell
 
-    def on(self, *, switches: bool = False) -> None:
+    def on(self, *, switches: Switches | None = None) -> None:
         """Put the triggers on, all counts zero; ``switches``: on loads of the PMU, too."""
         self.shell.run(_start(switches), deadline_s=60)
 

@@ -24,6 +24,8 @@ class Config:
     applied: tuple[str, ...] = ()
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     qemu_args: tuple[str, ...] = ()
+    accel: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Properties of QEMU's accelerator, by the module of KVM that the host has."""
     setups: tuple[str, ...] = ()
     """The set-ups that p2p measures it in, each in a guest of its own; none: the plain one."""
     setup: str | None = None
@@ -89,6 +91,7 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
             modules = {
                 key: dict(value) for one in parts for key, value in one.enable.modules.items()
             }
+            accel = {key: dict(value) for one in parts for key, value in one.enable.accel.items()}
             words = tuple(word for one in parts for word in one.enable.qemu_arguments())
             guest = any(one.enable.guest_kernel == "patched" for one in parts)
             setups = tuple(setup for one in parts for setup in one.enable.setups)
@@ -102,6 +105,7 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
                     applied,
                     modules,
                     words,
+                    accel,
                     tuple(dict.fromkeys(setups)),
                     tests=tuple(dict.fromkeys(test for one in parts for test in one.tests)),
                 )

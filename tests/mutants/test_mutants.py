@@ -25,6 +25,7 @@ sys.path.insert(0, str(REPO / "tests" / "testbed"))
 
 import test_direct_p2p as isolation  # noqa: E402
 import test_direct_p2p_guest as placement  # noqa: E402
+import test_intel as intel  # noqa: E402
 import test_pci_config_cache as selftests  # noqa: E402
 import test_pci_config_cache_guest as proofs  # noqa: E402
 import test_pci_ecam_guest as ecam  # noqa: E402
@@ -173,11 +174,21 @@ def pmu_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
         pmu.selftest(conf, cache, off, host, "x86/pmu_eventsel_test")
 
 
+def intel_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
+    conf = dataclasses.replace(conf, testbed="intel")
+    off = pmu.patched_config(conf, intel.NEEDED)
+    with intel.mediated(conf, cache, mutated(off, patch), logs) as (host, _):
+        pmu.selftest(conf, cache, off, host, "x86/pmu_eventsel_test", intel.SELFTESTS)
+
+
 KERNEL_MUTANTS: dict[str, Callable[[Settings, Cache, Path, Path], None]] = {
     "linux-latch-without-snapshot": config_cache_selftest,
     "linux-pmu-fastpath-forgets-filter": pmu_selftest,
     "linux-pmu-fastpath-loses-instructions": pmu_selftest,
     "linux-pmu-guest-only-is-dropped": pmu_selftest,
+    "linux-pmu-passthrough-despite-filter": intel_selftest,
+    "linux-pmu-selectors-are-read-only-on-put": intel_selftest,
+    "linux-pmu-slots-counter-is-half-enabled": intel_selftest,
 }
 """Mutants of KVM that a selftest must catch; it is built without the mutant, and passes so."""
 

@@ -1,23 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The emulated Intel host: KVM with VMX runs a guest in it, and nothing of it is left behind."""
+"""The emulated Intel host: KVM with VMX runs a guest in it, and nothing of it is left behind.
+
+And the VMX half of series pmu-passthrough: KVM's selftests, and a guest with a mediated PMU.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import test_pmu_passthrough as pmu
 
 from nearmetal import run, variants
 from nearmetal.cache import Cache
 from nearmetal.guest import running_guest
 from nearmetal.host import Host
+from nearmetal.measure.pmu import overflow_interrupts
 from nearmetal.settings import Settings
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
@@ -53,7 +60,7 @@ def intel_host(
 def test_the_host_is_an_emulated_intel(intel_host: Host) -> None:
     assert intel_host.facts.provenance == "emulated"
     assert intel_host.facts.kvm_module == "kvm_intel"
-    for name in ("ept", "unrestricted_guest", "vpid"):
+    for name in ("ept", "unrestricted_guest", "vpid", "enable_apicv"):
         assert intel_host.shell.read(f"/sys/module/kvm_intel/parameters/{name}").strip() == "Y"
 
 
@@ -71,6 +78,93 @@ def test_a_guest_runs_on_it(
         assert "kvm" in guest.shell.read(
             "/sys/devices/system/clocksource/clocksource0/available_clocksource"
         )
+
+
+NEEDED = (
+    "linux/pmu-passthrough",
+    "qemu/pmu-passthrough",
+    "testbed/bochs-apicv",
+    "testbed/bochs-core-pmu",
+)
+MEDIATED = {"kvm_intel": {"enable_mediated_pmu": "Y"}}
+SELFTESTS = (
+    "x86/pmu_eventsel_test",
+    "x86/pmu_counters_test",
+    "x86/pmu_event_filter_test",
+    "x86/vmx_pmu_caps_test",
+)
+SAMPLES = 20
+PERIOD = 1_000_000
+PROFILE = (
+    f"perf record -q -e instructions:u -c {PERIOD} -o /tmp/p -- "
+    f"nm-pmu spin {SAMPLES * PERIOD // 2} > /dev/null && perf script -i /tmp/p -F ip | grep -c ."
+)
+"""A loop has two instructions."""
+
+
+@contextmanager
+def mediated(
+    intel: Settings, cache: Cache, config: variants.Config, logs: Path
+) -> Iterator[tuple[Host, run.Built]]:
+    """An emulated Intel host whose KVM has a mediated PMU."""
+    made = run.build_all(intel, cache, [config], with_testbed=True)
+    with cache.lock("testbed"), run.host_for(intel, cache, made, config, None, logs) as machine:
+        said = machine.shell.run("dmesg").stdout
+        for what, number in (
+            ("version", 5),
+            ("generic counters", 8),
+            ("fixed-purpose counters", 4),
+        ):
+            assert re.search(rf"\.\.\. {what}: +{number}$", said, re.M), what
+        machine.load_kvm(MEDIATED)
+        yield machine, made
+
+
+@pytest.fixture(scope="module")
+def patched(intel: Settings) -> variants.Config:
+    return pmu.patched_config(intel, NEEDED)
+
+
+@pytest.fixture(scope="module")
+def place(
+    intel: Settings,
+    cache: Cache,
+    patched: variants.Config,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Host, run.Built]]:
+    with mediated(intel, cache, patched, tmp_path_factory.mktemp("logs")) as pair:
+        yield pair
+
+
+@pytest.mark.parametrize("program", SELFTESTS)
+def test_selftest_passes(
+    intel: Settings,
+    cache: Cache,
+    patched: variants.Config,
+    place: tuple[Host, run.Built],
+    program: str,
+) -> None:
+    pmu.selftest(intel, cache, patched, place[0], program, SELFTESTS)
+
+
+def test_a_guest_samples_by_interrupts_of_its_own(
+    intel: Settings,
+    cache: Cache,
+    patched: variants.Config,
+    place: tuple[Host, run.Built],
+    tmp_path: Path,
+) -> None:
+    """With selectors passed through: each sample is one interrupt in the host's row VPMI."""
+    machine, made = place
+    parts = run.guest_parts(intel, cache, made, patched, machine, [])
+    parts = dataclasses.replace(parts, accel={"pmu-passthrough": "on"})
+    with running_guest(machine, parts, logs=tmp_path, label="profile") as guest:
+        before = overflow_interrupts(machine.shell.read("/proc/interrupts"))
+        taken = int(guest.shell.run(PROFILE, deadline_s=300).stdout)
+        after = overflow_interrupts(machine.shell.read("/proc/interrupts"))
+    assert taken == SAMPLES
+    assert after - before == SAMPLES
+    machine.check()
 
 
 def test_the_emulator_dies_with_the_harness(intel: Settings, tmp_path: Path) -> None:

@@ -65,11 +65,11 @@ def results(program: str, text: str) -> dict[str, Result]:
 
 
 def configs(conf: Settings) -> tuple[variants.Config, variants.Config]:
-    """Vanilla, and the variant that direct-p2p is on in."""
+    """Vanilla, and the variant that direct-p2p is on in; without guests, so with one QEMU."""
     every = series.load_series(conf.repo / "patches")
     (vanilla,) = variants.configs(every, ("vanilla",))
     on = next(one for one in variants.configs(every, ("on",)) if one.series == "direct-p2p")
-    return vanilla, on
+    return vanilla, dataclasses.replace(on, qemu_patches=(), guest_patches=())
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 
 The random program holds each read through the ports against the memory-mapped window, which no
 cache serves (guest-images/probes/nm-fuzz.c). NEARMETAL_FUZZ_SEED and NEARMETAL_FUZZ_OPERATIONS
-set its seed and its length; the seed is printed. A long one reads the ports by itself, too, in a
-guest whose kernel allows it.
+set its seed and its length; the seed is printed.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import builds, run, series, sources, variants
+from nearmetal import run, series, variants
 from nearmetal.cache import Cache
 from nearmetal.errors import MeasurementError
-from nearmetal.guest import Guest, GuestParts, running_guest
+from nearmetal.guest import Guest, running_guest
 from nearmetal.host import Host
 from nearmetal.measure import lspci
 from nearmetal.measure.registers import cacheable, parse_dump
@@ -34,7 +33,6 @@ pytestmark = pytest.mark.testbed
 SEED = int(os.environ.get("NEARMETAL_FUZZ_SEED", random.SystemRandom().randrange(1 << 31)))
 OPERATIONS = int(os.environ.get("NEARMETAL_FUZZ_OPERATIONS", "120"))
 LONG = OPERATIONS >= 1000
-BY_PORTS = "-p" if LONG else ""
 EDU = "1234:11e8"
 """QEMU, docs/specs/edu.rst"""
 PORT_SLOT = 20
@@ -50,8 +48,6 @@ PF = (
     f"sriov_vq_flexible={2 * VFS},sriov_vi_flexible={VFS}",
 )
 """A physical function that QEMU emulates, with virtual ones (docs/system/devices/nvme.rst)."""
-MAX_ABSENT = 1024
-"""Half of KVM's table (Documentation/virt/kvm/devices/x86-pci-config.rst)."""
 HOTPLUG_DEADLINE_S = 60.0
 UNBIND_NVME = (
     "for d in /sys/bus/pci/drivers/nvme/0000:*; do "
@@ -80,24 +76,9 @@ def guest(
         assigned = [host.p2p["peer"], host.p2p["disk"]]
         parts = run.guest_parts(conf, cache, made, on, host, assigned)
         parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT, *PF))
-        if LONG:
-            parts = with_ports(conf, cache, parts)
         with host.vfio(assigned), running_guest(host, parts, logs=logs, label="on") as machine:
             prepare(machine)
             yield machine
-
-
-def with_ports(conf: Settings, cache: Cache, parts: GuestParts) -> GuestParts:
-    """The same guest, with an unpatched kernel that lets programs use I/O ports."""
-    folder = conf.repo / "guest-images" / "kernel"
-    kernel = builds.kernel(
-        conf,
-        cache,
-        sources.obtain(conf, cache, "linux"),
-        fragments=[folder / "base.config", folder / "ports.config"],
-    )
-    initramfs = builds.initramfs(conf, cache, kernel, "guest", modules=False)
-    return dataclasses.replace(parts, kernel=kernel, initramfs=initramfs)
 
 
 def prepare(guest: Guest) -> None:
@@ -270,9 +251,9 @@ CHANGES = (
 
 
 def test_random_program_sees_no_stale_register(guest: Guest) -> None:
-    said = random_program(guest, options=BY_PORTS)
+    said = random_program(guest)
     if LONG:
-        assert min(said[key] for key in (*CHANGES, "port_reads", "strings")) > 0
+        assert min(said[key] for key in CHANGES) > 0
 
 
 def test_virtual_functions_come_and_go(guest: Guest) -> None:
@@ -289,28 +270,6 @@ def test_virtual_functions_come_and_go(guest: Guest) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(not LONG, reason="the guest's kernel keeps the ports to itself")
-def test_more_functions_than_the_table_holds_are_served_by_exits(guest: Guest) -> None:
-    """Absent ones leave room for those that are there (hw/pci/pci_config_cache.c)."""
-
-    def rejected() -> int:
-        path = lspci.HOST_BRIDGE
-        return int(guest.qmp("qom-get", path=path, property="config-cache-rejected"))
-
-    assert rejected() == 0
-    there = len(addresses(guest, ""))
-    window, _ = lspci.ecam_window(guest.shell.read("/proc/iomem"))
-    for _ in range(2):
-        done = guest.shell.run(f"nm-fuzz -p -a {SEED} 100 {window:#x}", deadline_s=900)
-        said: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-        print(said)
-        assert said["mismatches"] == 0, said["first"]
-        assert said["port_reads"] > 65536
-        assert MAX_ABSENT <= states(guest)[0] <= MAX_ABSENT + there
-    assert rejected() > 65536
-    bytes_are_equal(guest)
-
-
 def test_virtual_functions_of_the_host_change_nothing(guest: Guest) -> None:
     """Others than the guest's, beside those that are assigned to it."""
     host = guest.host
@@ -340,7 +299,7 @@ def test_guest_that_reboots_is_served_again(guest: Guest) -> None:
         print(f"came up again, reset {how}")
         prepare(guest)
         assert bytes_are_equal(guest)
-        random_program(guest, 120, BY_PORTS)
+        random_program(guest, 120)
 
 
 def test_reset_forgets_what_was_before(guest: Guest) -> None:

@@ -630,8 +630,31 @@ def test_counters_that_are_passed_through_pass(defaults: tuple[Check, ...]) -> N
     rows, plan = passed_through()
     results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
     mine = {name: status for name, status in results.items() if "pmu-passthrough." in name}
+    assert mine.pop("pmu-passthrough.counters-take-no-exit") == "skip"
     assert len(mine) == 7
     assert set(mine.values()) == {"pass"}, mine
+
+
+@pytest.mark.parametrize(
+    ("exits", "counters_on", "status"),
+    [(0, "4", "pass"), (0.001, "4", "fail"), (0, "3", "error")],
+)
+def test_on_intel_no_agent_exits_for_counters(
+    defaults: tuple[Check, ...], exits: float, counters_on: str, status: str
+) -> None:
+    rows, plan = passed_through()
+    name = "vmexit.agent.pmu_exits_per_sample"
+    mine = [
+        dataclasses.replace(one, values=(0.0,)) if one.name == name and one.variant == "on" else one
+        for one in rows
+    ]
+    context = {"agent": "fixed", "setup": "mediated", "fixed_counters": "3"}
+    mine.append(row(12, name=name, **context))
+    fixed = row(exits, name=name, agent="fixed", fixed_counters=counters_on)
+    mine.append(dataclasses.replace(fixed, variant="on", series="pmu-passthrough"))
+    plan = dataclasses.replace(plan, testbed="intel")
+    results = {result.name: result.status for result in judge(defaults, mine, (), (), plan)}
+    assert results["pmu-passthrough.counters-take-no-exit"] == status
 
 
 @pytest.mark.parametrize(
@@ -758,7 +781,7 @@ def test_a_cache_that_is_wrong_by_one_fails(
         ("off.pmu-equals-vanilla", "vmexit.agent.pmu_exits_per_sample", {"agent": "rdpmc"}),
         ("off.pmu-equals-vanilla", "vmexit.agent.pmu_switches_per_sample", {"agent": "tasks"}),
         ("off.pmu-equals-vanilla", "pmu.count_error_pct", {"host": "busy"}),
-        ("off.pmu-equals-vanilla", "pmu.leaked_host_instructions", {}),
+        ("off.host-code-is-not-counted", "pmu.leaked_host_instructions", {}),
         ("off.p2p-data-intact", "p2p.corrupt_bytes", {}),
         ("off.p2p-data-intact", "p2p.iommu_faults", {}),
         ("off.p2p-routes-equal-vanilla", "p2p.bytes_direct", {"setup": "iommu"}),

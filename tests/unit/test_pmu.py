@@ -41,6 +41,16 @@ def test_switches_are_told_only_where_they_were_counted() -> None:
     assert parse_exits((DATA / "agent.hist").read_text()).pmu_switches is None
 
 
+def test_a_load_on_intel_is_two_reads_of_the_status() -> None:
+    """The recorded histogram is of AMD's register: it is made one of Intel's."""
+    text = (DATA / "pmu-selectors-mediated.hist").read_text()
+    head, _, tail = text.partition("=== msr/write_msr")
+    exits = parse_exits(f"{head}=== msr/read_msr{tail}")
+    written = parse_exits(text).pmu_switches
+    assert written is not None
+    assert exits.pmu_switches == written // 2
+
+
 def test_overflow_interrupts_are_those_of_mediated_counters() -> None:
     assert pmu.overflow_interrupts(INTERRUPTS) == 21
     assert pmu.overflow_interrupts(INTERRUPTS.replace("VPMI", "XXXX")) == 0
@@ -60,6 +70,7 @@ def test_errors_are_in_percent_of_what_must_be_counted() -> None:
 
 
 def test_every_agent_is_in_a_row_of_its_own() -> None:
-    names = [agent.name for agent in pmu.agents(pmu.AMD_SELECTOR)]
+    names = [agent.name for agent in pmu.agents(amd=True)]
     assert names == ["multiplex", "tasks", "profile", "rdpmc", "selectors"]
+    assert [agent.name for agent in pmu.agents(amd=False)] == [*names, "fixed"]
     assert {*pmu.NAMES, *pmu.TESTBED_NAMES} <= set(CATALOGUE)

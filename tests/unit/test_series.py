@@ -123,6 +123,14 @@ def test_set_ups_may_have_their_test_in_another_part(tmp_path: Path) -> None:
     load_series(write(tmp_path, SETUPS + LINUX_PART.format("p2p")))
 
 
+def test_the_accelerator_has_properties_by_kvms_module(tmp_path: Path) -> None:
+    text = GOOD.replace("qemu: [-machine, fixed=on]", "accel: {kvm_intel: {fast: on, depth: 4}}")
+    machine = find_series(load_series(write(tmp_path, text)), "machine")
+    assert machine.enable.accel == {"kvm_intel": {"fast": "on", "depth": "4"}}
+    with pytest.raises(UsageError, match="kvm_intl"):
+        load_series(write(tmp_path, text.replace("kvm_intel", "kvm_intl")))
+
+
 def test_set_ups_are_kept_in_order(tmp_path: Path) -> None:
     text = SETUPS.replace("enable:", "tests: [p2p]\n    enable:")
     series = load_series(write(tmp_path, text))

@@ -14,7 +14,7 @@ from ..errors import MeasurementError
 from ..guest import Guest
 from ..host import Host
 from ..model import Measurement, Variant
-from ..tracing import Exits, Tracer, parse_exits
+from ..tracing import Exits, Switches, Tracer, parse_exits
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Bench:
         return row(name, values, **context)
 
     def traced(
-        self, label: str, command: str, *, deadline_s: float, switches: bool = False
+        self, label: str, command: str, *, deadline_s: float, switches: Switches | None = None
     ) -> tuple[dict[str, Any], Exits]:
         """Run a probe that marks its interval in the guest; its JSON line and the exits in it.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import MeasurementError
 from ..model import Measurement
-from ..tracing import Exits
+from ..tracing import AMD_SWITCHES, INTEL_SWITCHES, Exits
 from . import instructions
 from .bench import Bench
 
@@ -44,6 +44,7 @@ PROFILE_PERIOD = 5_000_000
 ROUNDS = 100
 READS = 1000
 WRITES = 1000
+FIXED_ROUNDS = 1000
 EXACT_LOOPS = 5_000_000
 EXACT_RUNS = 5
 LEAK_RUNS = 40
@@ -55,8 +56,14 @@ _LOG = "/tmp/nm-perf"
 _PREPARE = "echo on > /sys/module/msr/parameters/allow_writes"
 """Else the kernel warns of writes of MSRs by a program."""
 
+_RDPMC_ALWAYS = "echo 2 > /sys/bus/event_source/devices/cpu/rdpmc"
+"""Else a program may use RDPMC only while it has an event of perf."""
+
 NMI_REASONS = ("97", "0")
 """Exit reason of a non-maskable interrupt: SVM_EXIT_NMI 0x61, EXIT_REASON_EXCEPTION_NMI 0."""
+
+
+MEDIATED = "/sys/module/kvm_intel/parameters/enable_mediated_pmu"
 
 
 @dataclass(frozen=True)
@@ -64,15 +71,17 @@ class Agent:
     """A program in the guest that uses counters: ``command`` prints a JSON line with ``samples``.
 
     A sample is what it does over and over: one reading of all events, one interrupt of a profile,
-    one round of two tasks, one RDPMC, one write of a selector.
+    one round of two tasks, one RDPMC, one write of a selector, one round of switching all fixed
+    counters on and off and reading them.
     """
 
     name: str
     command: str
 
 
-def agents(selector: int) -> tuple[Agent, ...]:
-    """What agents do with counters; ``selector`` is the MSR of an event selector."""
+def agents(*, amd: bool) -> tuple[Agent, ...]:
+    """What agents do with counters, on AMD's CPUs or on Intel's."""
+    selector = AMD_SELECTOR if amd else INTEL_SELECTOR
     perf = f"perf stat -x, -o {_LOG}"
     return (
         Agent(
@@ -89,6 +98,7 @@ def agents(selector: int) -> tuple[Agent, ...]:
         ),
         Agent("rdpmc", f"nm-pmu rdpmc {READS}"),
         Agent("selectors", f"nm-pmu write {selector:#x} {WRITES}"),
+        *(() if amd else (Agent("fixed", f"{_RDPMC_ALWAYS} && nm-pmu fixed {FIXED_ROUNDS}"),)),
     )
 
 
@@ -129,8 +139,8 @@ def measure(bench: Bench) -> list[Measurement]:
     selector = AMD_SELECTOR if amd else INTEL_SELECTOR
     bench.guest.shell.run(_PREPARE)
     rows, kept = [], []
-    for agent in agents(selector):
-        found, said = _one_agent(bench, agent)
+    for agent in agents(amd=amd):
+        found, said = _one_agent(bench, agent, amd)
         rows += found
         kept.append({"agent": agent.name, **said})
     rows += _counts(bench, "idle")
@@ -145,12 +155,16 @@ def measure(bench: Bench) -> list[Measurement]:
     return rows
 
 
-def _one_agent(bench: Bench, agent: Agent) -> tuple[list[Measurement], dict[str, Any]]:
+def _one_agent(bench: Bench, agent: Agent, amd: bool) -> tuple[list[Measurement], dict[str, Any]]:
     from .vmexit import is_pmu_msr, pmu_exits
+
+    # on Intel's CPUs the host's perf accesses the same register, unless the PMU is mediated
+    counted = amd or bench.host.shell.run(f"cat {MEDIATED}").stdout.strip() == "Y"
+    switches = (AMD_SWITCHES if amd else INTEL_SWITCHES) if counted else None
 
     before = overflow_interrupts(bench.host.shell.run("cat /proc/interrupts").stdout)
     said, exits = bench.traced(
-        f"pmu-{agent.name}", agent.command, deadline_s=_DEADLINE_S, switches=True
+        f"pmu-{agent.name}", agent.command, deadline_s=_DEADLINE_S, switches=switches
     )
     after = overflow_interrupts(bench.host.shell.run("cat /proc/interrupts").stdout)
     samples = said["samples"]
@@ -158,12 +172,14 @@ def _one_agent(bench: Bench, agent: Agent) -> tuple[list[Measurement], dict[str,
         raise MeasurementError(f"the agent {agent.name} took no sample", detail=agent.command)
     msrs = {f"{msr:#x} {how}": n for (msr, how), n in exits.msr.items() if is_pmu_msr(msr)}
     overflows = overflow_exits(exits, after - before)
+    loads = exits.pmu_switches if counted else 0
+    context = {"fixed_counters": str(said["counters"])} if "counters" in said else {}
     rows = [
-        bench.row(name, [count / samples], agent=agent.name)
+        bench.row(name, [count / samples], agent=agent.name, **context)
         for name, count in (
             ("vmexit.agent.pmu_exits_per_sample", pmu_exits(exits)),
             ("vmexit.agent.pmi_exits_per_sample", overflows),
-            ("vmexit.agent.pmu_switches_per_sample", exits.pmu_switches),
+            ("vmexit.agent.pmu_switches_per_sample", loads),
         )
         if count is not None
     ]
@@ -172,7 +188,7 @@ def _one_agent(bench: Bench, agent: Agent) -> tuple[list[Measurement], dict[str,
         "exits": dict(exits.reasons),
         "pmu_msrs": msrs,
         "overflows": overflows,
-        "switches": exits.pmu_switches,
+        "switches": loads,
     }
 
 

@@ -18,8 +18,6 @@ NAMES = (
     *pmu.NAMES,
 )
 TESTBED_NAMES = pmu.TESTBED_NAMES
-PMU_NAMES = (*pmu.NAMES, *TESTBED_NAMES)
-"""What takes a host with counters; the emulated Intel host has none yet."""
 PMU_SERIES = "pmu-passthrough"
 """The agents that use counters are run where no series is on, or the one that is for them."""
 
@@ -57,7 +55,7 @@ def pmu_exits(exits: Exits) -> int:
 
 def measure(bench: Bench) -> list[Measurement]:
     """All rows of the vmexit test: exits from counted runs, the rate from runs without counting."""
-    if bench.series not in (None, PMU_SERIES) or bench.testbed == "intel":
+    if bench.series not in (None, PMU_SERIES):
         return _monitoring_agent(bench)
     # where only counters differ, the agent that reads config space has little to tell
     only_counters = bench.series == PMU_SERIES or bench.setup is not None
