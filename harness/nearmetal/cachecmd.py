@@ -95,8 +95,8 @@ def _size(path: Path) -> int:
 
 def show(cache: Cache, *, prune: bool, days: float) -> int:
     """Show what is cached; with ``prune`` remove what has not been used for ``days``."""
-    if days < 0:
-        raise UsageError("--older-than must be 0 or more days")
+    if not days >= 0:  # nan is neither
+        raise UsageError("--older-than must be 0 or more days", hint="0 removes everything")
     now = time.time()
     if prune:
         freed = 0

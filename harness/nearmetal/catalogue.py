@@ -219,4 +219,4 @@ def planned(names: frozenset[str], variants: Sequence[Variant]) -> dict[Variant,
 def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
     """A hint that names the nearest known name, or lists all."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(set(known)))}"

@@ -289,7 +289,8 @@ def _variants(names: Sequence[str] | None) -> tuple[Variant, ...]:
 
 
 def _server(options: argparse.Namespace) -> inventory.Server | None:
-    return inventory.pick(options.inventory, options.host) if options.host else None
+    # an empty name is one that is wrong: the testbed is not what was meant
+    return inventory.pick(options.inventory, options.host) if options.host is not None else None
 
 
 def _doctor(options: argparse.Namespace, conf: Settings) -> int:
