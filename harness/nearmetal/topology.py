@@ -405,7 +405,14 @@ def obstacles(survey: Survey, upstream: Function) -> list[Obstacle]:
             )
         )
     members = [one.address for one in below if not one.is_bridge]
-    if not any(diverge(survey, a, b) for i, a in enumerate(members) for b in members[:i]):
+    parting = ports_between(survey, members) if len(members) > 1 else []
+    for address in parting:
+        port = survey.functions[address]
+        if port.port_type == _DOWNSTREAM and (port.acs_capable or 0) & _REDIRECT != _REDIRECT:
+            found.append(
+                Obstacle(address, "is a port without ACS redirection", "none: use another switch")
+            )
+    if not parting:
         found.append(
             Obstacle(
                 upstream.address,
@@ -431,23 +438,14 @@ def _of_bridge(survey: Survey, upstream: Function, one: Function) -> list[Obstac
                 "a setting of the switch's firmware may switch it off",
             )
         )
-    if one.port_type == _DOWNSTREAM:
-        if one.hotplug and not survey.children(one.address):
-            found.append(
-                Obstacle(
-                    one.address,
-                    "is an empty hotplug slot",
-                    "fill it, or switch hotplug off for it in the firmware",
-                )
+    if one.port_type == _DOWNSTREAM and one.hotplug and not survey.children(one.address):
+        found.append(
+            Obstacle(
+                one.address,
+                "is an empty hotplug slot",
+                "fill it, or switch hotplug off for it in the firmware",
             )
-        capable = one.acs_capable or 0
-        has_members = any(not child.is_bridge for child in survey.children(one.address))
-        if has_members and capable & _REDIRECT != _REDIRECT:
-            found.append(
-                Obstacle(
-                    one.address, "is a port without ACS redirection", "none: use another switch"
-                )
-            )
+        )
     return found
 
 

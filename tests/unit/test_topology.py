@@ -278,6 +278,29 @@ def test_each_thing_in_the_way(address: str, changes: dict[str, Any], says: str)
     assert says in found
 
 
+def test_ports_of_a_switch_below_another_count_where_ways_part() -> None:
+    """A switch in the third port, with one function: the ways part at the ports above it."""
+    survey = claimable()
+    above = survey.functions[PORTS[2]]
+    chain = (*above.bridges, above.address)
+    inner = dataclasses.replace(survey.functions[SWITCH], address="0000:05:00.0", bridges=chain)
+    port = dataclasses.replace(
+        survey.functions[PORTS[0]],
+        address="0000:06:00.0",
+        bridges=(*chain, inner.address),
+        acs_capable=None,
+        acs=None,
+    )
+    third = dataclasses.replace(
+        survey.functions[DISK], address="0000:07:00.0", bridges=(*port.bridges, port.address)
+    )
+    more = {one.address: one for one in (inner, port, third)}
+    nested = Survey({**survey.functions, **more})
+    assert told(nested) == [f"{PORTS[2]} is a port without ACS redirection"]
+    assert told(changed(nested, PORTS[2], acs_capable=0x7F)) == []
+    assert len(nested.switches()) == 2
+
+
 def test_a_function_beside_the_upstream_port_counts() -> None:
     """It can be reached as well when redirection is off."""
     survey = claimable()
