@@ -1,42 +1,55 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * nm-fuzz SEED OPERATIONS ECAM-BASE [-w BB:DD.F]... [-b BB:DD.F] [-i BB:DD.F]
+ * nm-fuzz [-p] [-a] [-w BB:DD.F]... [-b BB:DD.F] [-r] [-v BB:DD.F] [-i BB:DD.F]
+ *	   SEED OPERATIONS ECAM-BASE
  *
  * A seeded random program of config accesses to the functions that sysfs shows.
  * Each read through sysfs, which takes ports 0xcf8 and 0xcfc below offset 256, is
  * held against reads of the same bytes through the memory-mapped window (ECAM)
  * before and after it, which no cache serves: equal to neither is a mismatch.
  *
+ * -p  every other read is done at the ports without Linux (CONFIG_X86_IOPL_IOPERM):
+ *     1, 2 and 4 bytes at each offset in a dword, and strings (REP INS)
+ * -a  before that, with -p: the IDs of all functions that an address can name
  * -w  functions that nobody uses: their writable registers are changed, their
  *     BARs sized, and they are reset (FLR) if they can
  * -b  a root port: the bus behind it is given another number, and its own again
+ * -r  nobody uses what is behind that port: it gets hot resets (Secondary Bus
+ *     Reset), and its slot is switched off and on
+ * -v  a physical function (SR-IOV) whose virtual functions sysfs shows: they are
+ *     disabled and enabled behind the kernel's back, other numbers of them
  * -i  an edu device (QEMU, docs/specs/edu.rst): its INTx is raised and lowered,
  *     which changes Interrupt Status with no config write at all
  *
  * SIGTERM ends it behind the operation that it is at.
  *
- * Prints {"operations", "reads", "writes", "resets", "renumberings",
- * "interrupts", "mismatches", "first"}.
+ * Prints {"operations", "reads", "port_reads", "strings", "writes", "resets", "hot_resets", "power_offs",
+ * "renumberings", "vf_changes", "interrupts", "mismatches", "first"}.
  */
 #include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/io.h>
 #include <sys/mman.h>
 
 #include "mark.h"
 
 #define MAX_FUNCTIONS 64
 #define NEW_BUS 0x60
+#define CONFIG_ADDRESS 0xcf8
+#define CONFIG_DATA 0xcfc
+#define MAX_STRING 40
 
 static uint64_t seed;
 static uint64_t ecam_base;
 static volatile uint8_t *ecam_bus[256];
 static uint16_t functions[MAX_FUNCTIONS], writable[MAX_FUNCTIONS];
 static int nr_functions, nr_writable;
-static int port = -1, intx = -1;
+static int port = -1, intx = -1, pf = -1, port_is_unused, by_ports, scans;
 static volatile uint32_t *intx_regs;
-static unsigned long reads, writes, resets, renumberings, interrupts, mismatches;
+static unsigned long reads, port_reads, strings, writes, resets, hot_resets, power_offs, renumberings;
+static unsigned long vf_changes, interrupts, mismatches;
 static char first[160];
 
 static uint32_t rnd(uint32_t below)
@@ -112,22 +125,85 @@ static void write_config(uint16_t bdf, int offset, int size, uint32_t value)
 		err(1, "config write");
 }
 
-static void compare(uint16_t bdf, int offset, int size, const char *when)
+static void mismatch(uint16_t bdf, int offset, int size, const char *when,
+		     uint32_t value, uint32_t before, uint32_t after)
 {
-	uint32_t before, after, value = 0;
-
-	reads++;
-	before = ecam_read(bdf, offset, size);
-	if (pread(config_file(bdf), &value, size, offset) != size)
-		err(1, "config read");
-	after = ecam_read(bdf, offset, size);
-	if (value == before || value == after)
-		return;
 	if (!mismatches++)
 		snprintf(first, sizeof(first),
 			 "%02x:%02x.%x+%#x size %d %s: %#x by port, %#x and %#x by ECAM",
 			 bdf >> 8, bdf >> 3 & 31, bdf & 7, offset, size, when,
 			 value, before, after);
+}
+
+static void ins(uint16_t at, int size, void *buffer, unsigned long count)
+{
+	if (size == 1)
+		insb(at, buffer, count);
+	else if (size == 2)
+		insw(at, buffer, count);
+	else
+		insl(at, buffer, count);
+}
+
+/*
+ * @count reads of the same bytes by one instruction. Linux uses the ports too: what
+ * was read while it moved the address is read again.
+ */
+static void port_read(uint16_t bdf, int offset, int size, void *buffer, int count)
+{
+	uint32_t address = 1u << 31 | bdf << 8 | (offset & 0xfc);
+
+	do {
+		outl(address, CONFIG_ADDRESS);
+		ins(CONFIG_DATA + (offset & 3), size, buffer, count);
+	} while (inl(CONFIG_ADDRESS) != address);
+	port_reads++;
+	strings += count > 1;
+}
+
+/* ECAM of the dword that @size bytes are in */
+static uint32_t ecam_part(uint16_t bdf, int offset, int size)
+{
+	uint32_t dword = ecam_read(bdf, offset & ~3, 4) >> (offset & 3) * 8;
+
+	return size == 4 ? dword : dword & ((1u << size * 8) - 1);
+}
+
+/* all bytes lie in one dword */
+static void compare_ports(uint16_t bdf, int offset, int size, int count, const char *when)
+{
+	uint32_t before, after, value;
+	uint8_t buffer[4 * MAX_STRING];
+	int i;
+
+	before = ecam_part(bdf, offset, size);
+	port_read(bdf, offset, size, buffer, count);
+	after = ecam_part(bdf, offset, size);
+	for (i = 0; i < count; i++) {
+		value = 0;
+		memcpy(&value, buffer + i * size, size);
+		if (value != before && value != after) {
+			mismatch(bdf, offset, size, when, value, before, after);
+			return;
+		}
+	}
+}
+
+static void compare(uint16_t bdf, int offset, int size, const char *when)
+{
+	uint32_t before, after, value = 0;
+
+	reads++;
+	if (by_ports && rnd(2)) {
+		compare_ports(bdf, offset, size, 1, when);
+		return;
+	}
+	before = ecam_read(bdf, offset, size);
+	if (pread(config_file(bdf), &value, size, offset) != size)
+		err(1, "config read");
+	after = ecam_read(bdf, offset, size);
+	if (value != before && value != after)
+		mismatch(bdf, offset, size, when, value, before, after);
 }
 
 static void compare_function(uint16_t bdf, const char *when)
@@ -166,30 +242,146 @@ static void size_bar(uint16_t bdf)
 	compare(bdf, 4, 4, "after sizing");
 }
 
+/* what a reset takes away and a driver would bring back: BARs, Command */
+struct saved {
+	uint32_t bars[16];
+	uint16_t command;
+};
+
+static void save(uint16_t bdf, struct saved *saved)
+{
+	int i;
+
+	saved->command = ecam_read(bdf, 4, 2);
+	for (i = 4; i < 16; i++)
+		saved->bars[i] = ecam_read(bdf, 4 * i, 4);
+}
+
+static void restore(uint16_t bdf, const struct saved *saved, const char *when)
+{
+	int i;
+
+	for (i = 4; i < 16; i++)
+		ecam_write(bdf, 4 * i, 4, saved->bars[i]);
+	ecam_write(bdf, 4, 2, saved->command);
+	compare_function(bdf, when);
+}
+
 static void reset(uint16_t bdf)
 {
-	uint32_t saved[16], command;
-	int at = find_cap(bdf, 0x10), i;
+	struct saved saved;
+	int at = find_cap(bdf, 0x10);
 
 	if (!at || !(ecam_read(bdf, at + 4, 4) & 1u << 28))
 		return;
-	command = ecam_read(bdf, 4, 2);
-	for (i = 4; i < 16; i++)
-		saved[i] = ecam_read(bdf, 4 * i, 4);
+	save(bdf, &saved);
 	write_config(bdf, at + 8, 2, ecam_read(bdf, at + 8, 2) | 1u << 15);
 	usleep(100000);
 	compare_function(bdf, "after FLR");
-	for (i = 4; i < 16; i++)
-		ecam_write(bdf, 4 * i, 4, saved[i]);
-	ecam_write(bdf, 4, 2, command);
-	compare_function(bdf, "after FLR and restore");
+	restore(bdf, &saved, "after FLR and restore");
 	resets++;
+}
+
+static uint16_t behind_port(void)
+{
+	return ecam_read(port, 0x19, 1) << 8;
+}
+
+/* by ECAM; a function that isn't there reads as all ones, a VF only in its IDs */
+static void expect(uint16_t bdf, int present, const char *when)
+{
+	if ((ecam_read(bdf, 8, 4) != ~0u) != present && !mismatches++)
+		snprintf(first, sizeof(first), "%02x:%02x.%x is %s %s", bdf >> 8,
+			 bdf >> 3 & 31, bdf & 7, present ? "absent" : "present", when);
+}
+
+/* Secondary Bus Reset is bit 6 of Bridge Control */
+static void hot_reset(void)
+{
+	uint16_t control = ecam_read(port, 0x3e, 2), here = behind_port();
+	struct saved saved;
+
+	save(here, &saved);
+	compare_function(here, "before a hot reset");
+	write_config(port, 0x3e, 2, control | 1u << 6);
+	expect(here, 0, "while its bus is in reset");
+	compare_function(here, "in hot reset");
+	write_config(port, 0x3e, 2, control);
+	expect(here, 1, "when its bus has left reset");
+	compare_function(here, "after a hot reset");
+	restore(here, &saved, "after a hot reset and restore");
+	hot_resets++;
+}
+
+/* Slot Control: bit 10 switches the slot off */
+static void power_off(void)
+{
+	int at = find_cap(port, 0x10);
+	uint16_t control = ecam_read(port, at + 0x18, 2), here = behind_port();
+	struct saved saved;
+
+	save(here, &saved);
+	compare_function(here, "before the slot is switched off");
+	write_config(port, at + 0x18, 2, control | 1u << 10);
+	expect(here, 0, "while its slot is off");
+	compare_function(here, "in a slot that is off");
+	write_config(port, at + 0x18, 2, control);
+	expect(here, 1, "when its slot is on again");
+	compare_function(here, "in a slot that is on again");
+	restore(here, &saved, "switched on and restored");
+	power_offs++;
+}
+
+static int find_extended(uint16_t bdf, uint16_t id)
+{
+	int at = 0x100, left = 64;
+	uint32_t head;
+
+	for (; at >= 0x100 && left--; at = head >> 20) {
+		head = ecam_read(bdf, at, 4);
+		if ((head & 0xffff) == id)
+			return at;
+	}
+	errx(1, "no extended capability %#x", id);
+}
+
+static void compare_vfs(int at, int enabled, const char *when)
+{
+	int total = ecam_read(pf, at + 0x0e, 2), offset = ecam_read(pf, at + 0x14, 2);
+	int stride = ecam_read(pf, at + 0x16, 2), i;
+
+	for (i = 0; i < total; i++) {
+		expect(pf + offset + i * stride, i < enabled, when);
+		compare_function(pf + offset + i * stride, when);
+	}
+}
+
+/* PCIe r6.2, 9.3.3: bit 0 of SR-IOV Control is VF Enable */
+static void change_vfs(void)
+{
+	int at = find_extended(pf, 0x10), enabled;
+	uint16_t control = ecam_read(pf, at + 8, 2);
+
+	enabled = control & 1 ? ecam_read(pf, at + 0x10, 2) : 0;
+	compare_vfs(at, enabled, "before VFs change");
+	if (enabled) {
+		write_config(pf, at + 8, 2, control & ~1u);
+		enabled = 0;
+	} else {
+		enabled = 1 + rnd(ecam_read(pf, at + 0x0e, 2));
+		write_config(pf, at + 0x10, 2, enabled);
+		compare_vfs(at, 0, "after NumVFs was written");
+		write_config(pf, at + 8, 2, control | 1u);
+	}
+	compare_vfs(at, enabled, "after VFs changed");
+	compare_function(pf, "after VFs changed");
+	vf_changes++;
 }
 
 static void renumber(void)
 {
 	uint32_t old = ecam_read(port, 0x18, 4);
-	uint16_t here = (old >> 8 & 0xff) << 8;
+	uint16_t here = behind_port();
 
 	compare(here, 0, 4, "before renumbering");
 	write_config(port, 0x18, 4, (old & 0xff0000ff) | NEW_BUS << 16 | NEW_BUS << 8);
@@ -213,6 +405,7 @@ static void interrupt(void)
 		compare(intx, 4, 4, "INTx changed");
 		compare(intx, 6, 2, "INTx changed");
 	}
+	compare_function(intx, "INTx changed");
 	interrupts++;
 }
 
@@ -223,11 +416,24 @@ static void operate(void)
 	int what = rnd(100), size = sizes[rnd(3)];
 
 	if (what < 70 || !nr_writable) {
-		compare(bdf, rnd(256 / size) * size, size, "read");
+		if (by_ports && what < 35) {
+			reads++;
+			compare_ports(bdf, rnd(64) * 4 + rnd(5 - size), size,
+				      what < 15 ? 2 + rnd(MAX_STRING - 1) : 1, "read");
+		} else {
+			compare(bdf, rnd(256 / size) * size, size, "read");
+		}
 		return;
 	}
 	if (what < 72 && port >= 0) {
-		renumber();
+		if (!port_is_unused)
+			renumber();
+		else
+			(void (*[])(void)){ renumber, hot_reset, power_off }[rnd(3)]();
+		return;
+	}
+	if (what < 74 && pf >= 0) {
+		change_vfs();
 		return;
 	}
 	if (what < 76 && intx >= 0) {
@@ -283,21 +489,32 @@ int main(int argc, char **argv)
 	unsigned long operations, i;
 	int option, fd;
 
-	while ((option = getopt(argc, argv, "w:b:i:")) != -1) {
+	while ((option = getopt(argc, argv, "paw:b:rv:i:")) != -1) {
 		if (option == 'w' && nr_writable < MAX_FUNCTIONS)
 			writable[nr_writable++] = address(optarg);
 		else if (option == 'b')
 			port = address(optarg);
+		else if (option == 'p')
+			by_ports = 1;
+		else if (option == 'a')
+			scans = 1;
+		else if (option == 'r')
+			port_is_unused = 1;
+		else if (option == 'v')
+			pf = address(optarg);
 		else if (option == 'i')
 			intx = address(optarg);
 		else
 			return 2;
 	}
 	if (argc - optind != 3)
-		errx(2, "usage: nm-fuzz [-w BDF]... [-b BDF] [-i BDF] SEED OPERATIONS ECAM-BASE");
+		errx(2, "usage: nm-fuzz [-p] [-a] [-w BDF]... [-b BDF] [-r] [-v BDF] [-i BDF] "
+			"SEED OPERATIONS ECAM-BASE");
 	seed = number(argv[optind]) * 2 + 1;
 	operations = number(argv[optind + 1]);
 	ecam_base = number(argv[optind + 2]);
+	if (by_ports && ioperm(CONFIG_ADDRESS, 8, 1))
+		err(1, "ioperm (CONFIG_X86_IOPL_IOPERM, root)");
 	find_functions();
 	if (intx >= 0) {
 		fd = open("/dev/mem", O_RDWR | O_SYNC | O_CLOEXEC);
@@ -308,15 +525,20 @@ int main(int argc, char **argv)
 		ecam_write(intx, 4, 2, (ecam_read(intx, 4, 2) | 2) & ~(1u << 10));
 	}
 	signal(SIGTERM, end);
+	for (fd = 0; scans && fd < 65536; fd++)
+		compare_ports(fd, 0, 4, 1, "scan");
 	for (i = 0; i < operations && !stop; i++) {
 		operate();
 		if (i % 1000 == 999)
 			for (fd = 0; fd < nr_functions; fd++)
 				compare_function(functions[fd], "all");
 	}
-	printf("{\"operations\": %lu, \"reads\": %lu, \"writes\": %lu, \"resets\": %lu, "
-	       "\"renumberings\": %lu, \"interrupts\": %lu, "
-	       "\"mismatches\": %lu, \"first\": \"%s\"}\n", i, reads, writes, resets,
-	       renumberings, interrupts, mismatches, first);
+	printf("{\"operations\": %lu, \"reads\": %lu, \"port_reads\": %lu, \"strings\": %lu, "
+	       "\"writes\": %lu, \"resets\": %lu, "
+	       "\"hot_resets\": %lu, \"power_offs\": %lu, \"renumberings\": %lu, "
+	       "\"vf_changes\": %lu, \"interrupts\": %lu, "
+	       "\"mismatches\": %lu, \"first\": \"%s\"}\n", i, reads, port_reads, strings,
+	       writes, resets, hot_resets, power_offs, renumberings, vf_changes, interrupts,
+	       mismatches, first);
 	return 0;
 }

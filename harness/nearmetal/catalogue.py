@@ -26,6 +26,8 @@ class Entry:
     """``lower``, ``higher`` or ``equal`` (neither is better)."""
     beside_vanilla: bool = False
     """Whether it compares a variant with vanilla, so that vanilla itself has none."""
+    asked: bool = False
+    """Whether it is measured only where an inventory asks for it."""
 
 
 _ENTRIES = (
@@ -189,6 +191,15 @@ _ENTRIES = (
         "equal",
     ),
     Entry("p2p.iommu_faults", "faults", "p2p", "DMA faults that the host's IOMMU logged"),
+    Entry(
+        "p2p.tool_gb_s",
+        "GB/s",
+        "p2p",
+        "bandwidth by a tool that is installed on a server, 10^9 bytes a second",
+        "higher",
+        asked=True,
+    ),
+    Entry("p2p.tool_latency_us", "us", "p2p", "latency by such a tool", asked=True),
 )
 
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}

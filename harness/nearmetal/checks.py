@@ -23,7 +23,7 @@ import ast
 import math
 import operator
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -35,7 +35,7 @@ import yaml
 from .catalogue import CATALOGUE, TESTS, nearest, planned
 from .errors import Exit, UsageError
 from .model import VARIANTS, CheckResult, Measurement, Missing, Skipped, Status, Variant
-from .schema import Violation, load_schema, violation
+from .schema import StrictLoader, Violation, load_schema, violation
 from .tables import first_line, number
 
 DEFAULT_CHECKS = Path(str(files("nearmetal") / "data" / "checks.yaml"))
@@ -116,8 +116,13 @@ def plan_all(
     testbed: str | None = None,
     series: Sequence[str] = (),
 ) -> Plan:
-    """The plan to measure, for every variant, all that the catalogue has for these tests."""
-    names = frozenset(entry.name for entry in CATALOGUE.values() if entry.test in tests)
+    """The plan to measure, for every variant, all that the catalogue has for these tests.
+
+    But for what is measured only where an inventory asks for it.
+    """
+    names = frozenset(
+        entry.name for entry in CATALOGUE.values() if entry.test in tests and not entry.asked
+    )
     return Plan(
         tests=tuple(tests),
         variants=tuple(variants),
@@ -146,21 +151,6 @@ def load_checks(paths: Path | Iterable[Path] = DEFAULT_CHECKS) -> tuple[Check, .
     return tuple(checks.values())
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key may not come twice (the last would win silently)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key '{key_node.value}' comes twice",
-                    problem_mark=key_node.start_mark,
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
 def _load_file(path: Path) -> list[Check]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -170,7 +160,7 @@ def _load_file(path: Path) -> list[Check]:
             f"the checks file {path} cannot be read: {reason}", hint="give a file to --checks"
         ) from None
     try:
-        document = yaml.load(text, _Loader)
+        document = yaml.load(text, StrictLoader)
     except yaml.YAMLError as error:
         raise UsageError(
             f"{path}: not YAML: {_yaml_problem(error)}",

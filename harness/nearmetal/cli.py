@@ -337,7 +337,7 @@ def _boot(options: argparse.Namespace, conf: Settings) -> int:
                 _wait("the host is up: 'nearmetal ssh host'; Ctrl-C ends it")
             return Exit.OK
         host.load_kvm(plan[0].modules)
-        assigned = [host.p2p[key] for key in ("peer", "disk") if key in host.p2p]
+        assigned = host.assigned
         parts = run.guest_parts(conf, cache, built, plan[0], host, assigned)
         with (
             host.vfio(assigned),

@@ -94,11 +94,16 @@ class Console:
         """The position to hand to ``count`` for what comes from now on."""
         return len(self.text())
 
-    def wait_for(self, word: str, *, deadline_s: float, alive: Callable[[], None]) -> None:
-        """Wait until the console says a word; MeasurementError with its last lines otherwise."""
+    def wait_for(
+        self, word: str, *, deadline_s: float, alive: Callable[[], None], start: int = 0
+    ) -> None:
+        """Wait until the console says a word; MeasurementError with its last lines otherwise.
+
+        ``start`` is the position (``size``) from which on it counts.
+        """
         end = time.monotonic() + deadline_s
         while True:
-            text = self.text()
+            text = self.text()[start:]
             if word in text:
                 return
             broken = [splat for splat in find_splats(text) if "WARNING" not in splat.line]

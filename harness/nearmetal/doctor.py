@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from . import inventory, ui
+from . import inventory, topology, ui
 from .errors import Exit
 from .host import Host, reach
 from .settings import Settings
@@ -179,12 +179,55 @@ def remote(host: Host) -> list[Finding]:
     return found
 
 
+def switches(survey: topology.Survey) -> list[Finding]:
+    """A finding for each PCIe switch: whether direct peer-to-peer could be claimed there."""
+    found = []
+    for upstream in survey.switches():
+        what = f"switch {upstream.address}"
+        exposed = topology.exposed(survey, upstream)
+        if exposed:
+            found.append(
+                Finding(
+                    what,
+                    "broken",
+                    f"functions of {', '.join(exposed)} reach each other without the IOMMU",
+                    "ACS P2P Request Redirect is off: who has switched it off (pci=config_acs=, "
+                    "disable_acs_redir=, setpci)?",
+                )
+            )
+        in_the_way = topology.obstacles(survey, upstream)
+        for one in in_the_way:
+            found.append(
+                Finding(
+                    what,
+                    "warn",
+                    f"no direct peer-to-peer: {one.address} {one.what}",
+                    one.mend,
+                )
+            )
+        if not in_the_way:
+            found.append(
+                Finding(
+                    what,
+                    "ok",
+                    "nothing seen in the way of direct peer-to-peer",
+                    "docs/direct-p2p.md says how to switch it on",
+                )
+            )
+    if not found:
+        return [Finding("switches", "ok", "no PCIe switch")]
+    return [Finding("direct-p2p", "ok", topology.allowed(survey)), *found]
+
+
 def examine(settings: Settings, server: inventory.Server | None, *, boot: bool) -> int:
     """Look, tell, and return the exit status: 3 when something is broken."""
+    drawings: list[str] = []
     if server is not None:
         host = reach(server.name, server.address)
         try:
-            found = remote(host)
+            survey = topology.survey(host.shell)
+            found = [*remote(host), *switches(survey)]
+            drawings = [line for one in survey.switches() for line in topology.drawing(survey, one)]
             where = server.name
         finally:
             host.shell.close()
@@ -197,6 +240,8 @@ def examine(settings: Settings, server: inventory.Server | None, *, boot: bool) 
     sign = {"ok": "ok", "warn": "note", "broken": "BROKEN"}
     for one in found:
         table.add_row(sign[one.state], one.what, one.text, one.mend)
+    for line in drawings:
+        ui.say(line)
     ui.console.print(table)
     return Exit.ENVIRONMENT if any(one.state == "broken" for one in found) else Exit.OK
 

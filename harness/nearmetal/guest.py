@@ -183,11 +183,20 @@ class Guest:
         """1 if KVM gave up the first boot."""
         self._qmp = qmp
         self._login: Callable[[], Shell]
+        self._alive: Callable[[], None]
         self.shell: Shell
 
     def login(self) -> None:
         """Log in; for a guest that came up again or arrived by migration."""
         self.shell = self._login()
+
+    def comes_up_again(self, start: int) -> None:
+        """Wait for a boot of the same QEMU, behind a position of the console, and log in.
+
+        QEMU must have been told to (QMP: set-action, reboot=reset): else it ends.
+        """
+        self.console.wait_for(UP, deadline_s=BOOT_DEADLINE_S, alive=self._alive, start=start)
+        self.login()
 
     def qmp(self, command: str, deadline_s: float = 60.0, **arguments: Any) -> Any:
         """A QMP command's answer (docs/interop/qemu-qmp-ref); MeasurementError if refused."""
@@ -329,7 +338,7 @@ def _powered_guest(
         with ui.step(f"booting the guest ({label})" if boots else f"starting QEMU ({label})"):
             qmp = _Qmp(vm.channel, console.name, errors)
             guest = Guest(host, name, qmp, console)
-            guest._login = login
+            guest._login, guest._alive = login, alive
             if boots:
                 console.wait_for(UP, deadline_s=BOOT_DEADLINE_S, alive=alive)
                 guest.login()

@@ -14,6 +14,7 @@ from pathlib import Path
 from . import ui
 from .console import find_splats
 from .errors import EnvironmentBroken, MeasurementError, UsageError
+from .inventory import Tool
 from .model import Provenance
 from .shell import Address, Running, Shell, connect, digest_of
 
@@ -82,6 +83,12 @@ class Host:
     """The things of the store that the host sees, where it does not see all of them."""
     p2p: Mapping[str, str] = field(default_factory=dict)
     """PCI addresses for the p2p test: ``peer`` (with a controller memory buffer), ``disk``."""
+    assign: tuple[str, ...] = ()
+    """PCI addresses of further functions for the guest."""
+    machines: Mapping[str, Address] = field(default_factory=dict)
+    """Other machines that tools run on."""
+    tools: tuple[Tool, ...] = ()
+    """Tools of others that the p2p test runs."""
     instructions: Path | None = None
     """The log of the emulator's plugin that counts instructions; None where nothing counts them."""
     guest_cpus: int = 1
@@ -94,6 +101,17 @@ class Host:
     def name(self) -> str:
         """The host's name in the report."""
         return self.shell.name
+
+    @property
+    def has_nvme_pair(self) -> bool:
+        """Whether it has what the p2p test moves data between by itself."""
+        return "peer" in self.p2p and "disk" in self.p2p
+
+    @property
+    def assigned(self) -> list[str]:
+        """PCI addresses of all functions that a guest gets."""
+        pair = [self.p2p[key] for key in ("peer", "disk") if key in self.p2p]
+        return list(dict.fromkeys((*pair, *self.assign)))
 
     def place(self, path: Path) -> str:
         """The file's path on the host; copied there, once, unless the host sees the store."""

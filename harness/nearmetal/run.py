@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from .catalogue import CATALOGUE, TESTS, nearest, planned
 from .errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, UsageError
 from .guest import Guest, GuestParts, running_guest
 from .host import Host, reach
-from .measure import bench, instructions, lspci, p2p, routes, vmexit
+from .measure import bench, instructions, lspci, p2p, routes, tools, vmexit
 from .model import Build, Measurement, Missing, Report, RunInfo, Skipped, Variant
 from .settings import Settings
 from .sources import Source, obtain
@@ -38,6 +38,8 @@ class TestCase:
     needs_p2p: bool = False
     testbed_names: tuple[str, ...] = ()
     """What is measured on an emulated host only."""
+    tool_names: tuple[str, ...] = ()
+    """What tools measure that the inventory of a server names."""
 
 
 TEST_CASES: Mapping[str, TestCase] = {
@@ -47,7 +49,13 @@ TEST_CASES: Mapping[str, TestCase] = {
         testbed_names=(*instructions.NAMES, *instructions.COMPARED),
     ),
     "vmexit": TestCase(vmexit.measure, vmexit.NAMES, testbed_names=vmexit.TESTBED_NAMES),
-    "p2p": TestCase(p2p.measure, p2p.NAMES, needs_p2p=True, testbed_names=p2p.ROUTE_NAMES),
+    "p2p": TestCase(
+        p2p.measure,
+        p2p.NAMES,
+        needs_p2p=True,
+        testbed_names=p2p.ROUTE_NAMES,
+        tool_names=tools.NAMES,
+    ),
 }
 assert tuple(TEST_CASES) == TESTS
 
@@ -85,6 +93,17 @@ class _Found:
     missing: list[Missing] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     boot_retries: int = 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all steps of a run work with; ``logs`` is the run's folder for logs."""
+
+    settings: Settings
+    cache: Cache
+    built: Built
+    logs: Path
+    found: _Found
 
 
 INTEL_TESTS = ("vmexit",)
@@ -213,7 +232,8 @@ def host_for(
     if server is not None:
         with cache.lock(f"host-{server.name}"):
             host = reach(server.name, server.address)
-            host.p2p = server.p2p
+            host.p2p, host.assign = server.p2p, server.assign
+            host.machines, host.tools = server.machines, server.tools
             host.guest_cpus, host.guest_memory_mib = server.guest_cpus, server.guest_memory_mib
             try:
                 yield host
@@ -315,21 +335,35 @@ def measure_variant(
 
     A variant with set-ups of its own has a guest for each.
     """
+    _measure_variant(_Job(settings, cache, built, logs, found), config, host, tests, keep=keep)
+
+
+def _measure_variant(
+    job: _Job, config: Config, host: Host, tests: Sequence[str], *, keep: bool
+) -> None:
+    settings, logs, found = job.settings, job.logs, job.found
     left = list(measured_by(config, tests))
-    if not left:
-        return
-    assigned = [host.p2p[key] for key in ("peer", "disk") if key in host.p2p]
-    if not assigned:
+    assigned = host.assigned
+    inside = [tool for tool in host.tools if tool.in_guest and "p2p" in left]
+    if not host.has_nvme_pair:
         for name in [name for name in left if TEST_CASES[name].needs_p2p]:
             left.remove(name)
             reason = f"the host {host.name} has no devices for p2p (inventory: p2p)"
             found.skipped.append(Skipped(name, config.variant, reason, TEST_CASES[name].names))
+    if not left and not inside:
+        return
     if config.setups:
-        for setup in config.setups if assigned else ():
-            _try_setup(settings, cache, built, config, p2p.SETUPS[setup], host, logs, logs, found)
+        for name in config.setups:
+            setup = p2p.SETUPS[name]
+            with _told(config, setup, found):
+                _setup(job, config, setup, host, logs)
         return
 
     def give_up(error: NearmetalError) -> None:
+        if inside:
+            found.missing.append(
+                Missing("p2p", config.variant, error.message, tools.NAMES, error.detail or "")
+            )
         for name in left:
             found.missing.append(
                 Missing(
@@ -346,7 +380,7 @@ def measure_variant(
             host.vfio(assigned),
             running_guest(
                 host,
-                guest_parts(settings, cache, built, config, host, assigned),
+                guest_parts(settings, job.cache, job.built, config, host, assigned),
                 logs=logs,
                 label=config.label,
             ) as guest,
@@ -369,6 +403,14 @@ def measure_variant(
                 left.pop(0)
                 if found.missing and not _still_up(guest):
                     raise MeasurementError(f"the guest did not survive the test {name}")
+            if inside:
+
+                def row(name: str, values: Iterable[float], **context: str) -> Measurement:
+                    return place.row(name, values, **{"setup": p2p.IOMMU.name, **context})
+
+                outcome = tools.measure(host, guest.shell, inside, row, logs, place.label)
+                _add(found, config.variant, outcome)
+                inside = []
             if keep:
                 _hold(host, guest)
     except MeasurementError as error:
@@ -439,13 +481,14 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
         built = build_all(settings, cache, plan, with_testbed=server is None)
         lock = "testbed" if server is None else f"run-{server.name}"
         with cache.lock(lock):
+            job = _Job(settings, cache, built, logs, found)
             for configs_here in _by_host_kernel(plan):
-                _measure_on_one_host(
-                    settings, cache, built, configs_here, server, tests, logs, found, options.keep
-                )
+                _measure_on_one_host(job, configs_here, server, tests, options.keep)
             for config in plan:
                 if server is None and "p2p" in tests and config == Config("vanilla"):
-                    _measure_setups(settings, cache, built, config, logs, found)
+                    _measure_setups(job, config)
+            if server is not None and "p2p" in tests:
+                _measure_outside(job, server, plan)
     except BaseException:
         _drop_if_empty(folder)
         raise
@@ -468,6 +511,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
         found.skipped.extend(
             Skipped("vmexit", variant, reason, vmexit.PMU_NAMES) for variant in variants
         )
+    found.skipped.extend(tools_left_out(server, tests, plan))
     found.measurements.extend(instructions.compared(found.measurements))
     by_variant = {
         variant: {
@@ -488,6 +532,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
             variants=variants,
             names={
                 variant: frozenset(n for n in wanted if CATALOGUE[n].test in by_variant[variant])
+                | tools_planned(server, variant, by_variant[variant])
                 for variant, wanted in planned(names, variants).items()
             },
             host=host_name,
@@ -518,22 +563,53 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
     return checks.exit_status(results), folder
 
 
+def tools_left_out(
+    server: inventory.Server | None, tests: Sequence[str], plan: Sequence[Config]
+) -> list[Skipped]:
+    """The variants for which no tool is to be run, and why."""
+    if "p2p" not in tests:
+        return []
+    asked = server.tools if server is not None else ()
+    found = []
+    for variant in dict.fromkeys(config.variant for config in plan):
+        inside = any(tool.in_guest for tool in asked)
+        if not inside and not any(tool.variant == variant for tool in asked):
+            reason = (
+                "only a server's inventory names tools to be run (docs/servers.md)"
+                if server is None
+                else f"the inventory of {server.name} names no tool for {variant}"
+            )
+            found.append(Skipped("p2p", variant, reason, tools.NAMES))
+    planned_as = {(config.variant, config.series) for config in plan}
+    for tool in asked:
+        if not tool.in_guest and (tool.variant, tool.series) not in planned_as:
+            what = " of ".join(word for word in (tool.variant, tool.series) if word)
+            reason = f"{tool.tool} is for {what}, which is not part of this run"
+            found.append(Skipped("p2p", tool.variant, reason, tools.NAMES))
+    return found
+
+
+def tools_planned(
+    server: inventory.Server | None, variant: Variant, tests: Collection[str]
+) -> frozenset[str]:
+    """What a variant has to have of tools: each that is asked for gives a bandwidth."""
+    asked = server.tools if server is not None and "p2p" in tests else ()
+    wanted = any(tool.in_guest or tool.variant == variant for tool in asked)
+    return frozenset({tools.BANDWIDTH} if wanted else ())
+
+
 def _measure_on_one_host(
-    settings: Settings,
-    cache: Cache,
-    built: Built,
+    job: _Job,
     plan: Sequence[Config],
     server: inventory.Server | None,
     tests: Sequence[str],
-    logs: Path,
-    found: _Found,
     keep: bool,
 ) -> None:
-    done: list[Config] = []
+    found, done = job.found, list[Config]()
     try:
-        with host_for(settings, cache, built, plan[0], server, logs, found) as host:
+        with host_for(job.settings, job.cache, job.built, plan[0], server, job.logs, found) as host:
             for config in plan:
-                measure_variant(settings, cache, built, config, host, tests, logs, found, keep=keep)
+                _measure_variant(job, config, host, tests, keep=keep)
                 done.append(config)
     except MeasurementError as error:
         ui.tell_error(error)
@@ -558,48 +634,26 @@ def measured_by(config: Config, tests: Sequence[str]) -> tuple[str, ...]:
     return tuple(test for test in tests if not config.tests or test in config.tests)
 
 
-def _measure_setups(
-    settings: Settings,
-    cache: Cache,
-    built: Built,
-    config: Config,
-    logs: Path,
-    found: _Found,
-) -> None:
+def _measure_setups(job: _Job, config: Config) -> None:
     """The set-ups of p2p beside ``iommu`` that need an emulated host of their own."""
     for setup in (p2p.BARE, p2p.ATS):
-        here = logs / setup.name
+        here = job.logs / setup.name
         here.mkdir()
         with (
-            _told(config, setup, found),
+            _told(config, setup, job.found),
             host_for(
-                settings,
-                cache,
-                built,
+                job.settings,
+                job.cache,
+                job.built,
                 config,
                 None,
                 here,
-                found,
+                job.found,
                 iommu=setup is not p2p.BARE,
                 ats=setup is p2p.ATS,
             ) as host,
         ):
-            _setup(settings, cache, built, config, setup, host, here, logs, found)
-
-
-def _try_setup(
-    settings: Settings,
-    cache: Cache,
-    built: Built,
-    config: Config,
-    setup: p2p.Setup,
-    host: Host,
-    here: Path,
-    logs: Path,
-    found: _Found,
-) -> None:
-    with _told(config, setup, found):
-        _setup(settings, cache, built, config, setup, host, here, logs, found)
+            _setup(job, config, setup, host, here)
 
 
 @contextmanager
@@ -620,29 +674,21 @@ def _told(config: Config, setup: p2p.Setup, found: _Found) -> Iterator[None]:
         )
 
 
-def _setup(
-    settings: Settings,
-    cache: Cache,
-    built: Built,
-    config: Config,
-    setup: p2p.Setup,
-    host: Host,
-    here: Path,
-    logs: Path,
-    found: _Found,
-) -> None:
+def _setup(job: _Job, config: Config, setup: p2p.Setup, host: Host, here: Path) -> None:
     """Measure one set-up of p2p on a host that is up; ``here`` takes its guest's logs."""
     host.forget_log()
-    row = bench.rows(host, config.variant, config.series, settings.testbed)
+    testbed = job.settings.testbed if host.store is not None else None
+    row = bench.rows(host, config.variant, config.series, testbed)
+    rows: list[Measurement] = []
     ranges = p2p.ANYWHERE
     with contextlib.ExitStack() as stack:
         where: Guest | Host = host
         if setup is not p2p.BARE:
             host.load_kvm(config.modules)
-            assigned = [host.p2p["peer"], host.p2p["disk"]]
+            assigned = host.assigned
             stack.enter_context(host.parameters(config.modules))
             stack.enter_context(host.vfio(assigned))
-            parts = guest_parts(settings, cache, built, config, host, assigned)
+            parts = guest_parts(job.settings, job.cache, job.built, config, host, assigned)
             parts = dataclasses.replace(parts, iommufd=setup.iommufd)
             if setup.control:
                 parts = dataclasses.replace(parts, extra=())
@@ -659,15 +705,59 @@ def _setup(
                     p2p.check_redirected(routes.read(host.shell))
             label = f"{config.label}-{setup.name}" if config.setups else config.label
             guest = stack.enter_context(running_guest(host, parts, logs=here, label=label))
-            found.boot_retries += guest.boot_retries
+            job.found.boot_retries += guest.boot_retries
             where = guest
             if setup is p2p.ATS:
                 routes.set_acs(host.shell, routes.read(host.shell), p2p.ATS_CONTROL)
-        with ui.step(f"measuring p2p, set-up {setup.name}, on {config.variant}"):
-            rows = p2p.transfers(host, where, setup, row, logs, config.variant, ranges)
+        if host.has_nvme_pair:
+            with ui.step(f"measuring p2p, set-up {setup.name}, on {config.variant}"):
+                rows = p2p.transfers(host, where, setup, row, job.logs, config.variant, ranges)
+        if isinstance(where, Guest):
+
+            def named(name: str, values: Iterable[float], **context: str) -> Measurement:
+                return row(name, values, setup=setup.name, **context)
+
+            inside = [tool for tool in host.tools if tool.in_guest]
+            label = f"{config.label}-{setup.name}"
+            _add(
+                job.found,
+                config.variant,
+                tools.measure(host, where.shell, inside, named, job.logs, label),
+            )
     if setup.direct and host.store is not None:
         p2p.check_redirected(routes.read(host.shell))
-    found.measurements.extend(rows)
+    job.found.measurements.extend(rows)
+
+
+def _add(found: _Found, variant: Variant, outcome: tools.Outcome) -> None:
+    """What tools gave, into what the run gathers."""
+    found.measurements.extend(outcome.rows)
+    for reason, detail in outcome.missing:
+        found.missing.append(Missing("p2p", variant, reason, tools.NAMES, detail))
+    if outcome.skipped:
+        found.skipped.append(Skipped("p2p", variant, "; ".join(outcome.skipped), tools.NAMES))
+
+
+def _measure_outside(job: _Job, server: inventory.Server, plan: Sequence[Config]) -> None:
+    """The tools of a server that run in no guest of ours, once each as their variant."""
+    for config in plan:
+        outside = [
+            tool
+            for tool in server.tools
+            if not tool.in_guest and (tool.variant, tool.series) == (config.variant, config.series)
+        ]
+        if not outside or config.setup is not None:
+            continue
+        with host_for(
+            job.settings, job.cache, job.built, config, server, job.logs, job.found
+        ) as host:
+            row = bench.rows(host, config.variant, config.series, None)
+            label = f"{config.label}-outside"
+            _add(
+                job.found,
+                config.variant,
+                tools.measure(host, None, outside, row, job.logs, label),
+            )
 
 
 def _by_host_kernel(plan: Sequence[Config]) -> list[list[Config]]:

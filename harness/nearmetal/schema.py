@@ -1,18 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The JSON schemas of the files that people and other programs write."""
+"""The JSON schemas of the files that people and other programs write, and their YAML."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import jsonschema
+import yaml
 
 from .catalogue import nearest
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML of plain values in which a key may not come twice: the last would win silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping's values; a MarkedYAMLError for a key that comes twice, or is no scalar."""
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key = (key_node.tag, key_node.value)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key '{key_node.value}' comes twice",
+                    problem_mark=key_node.start_mark,
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import yaml
 
 from .catalogue import GUEST_SETUPS, TESTS, nearest
 from .errors import UsageError
+from .schema import StrictLoader
 
 TreeName = Literal["linux", "qemu", "testbed-qemu", "testbed-bochs"]
 GuestKernel = Literal["vanilla", "patched"]
@@ -203,7 +204,23 @@ def load_series(patches: Path, *, known_checks: Sequence[str] | None = None) -> 
                     f"{path}: {series.name}: there is no check '{check}'",
                     hint=nearest(check, list(known_checks)),
                 )
+    _check_setups(path, found)
     return tuple(sorted(found, key=lambda one: (TREES.index(one.tree), one.order)))
+
+
+def _check_setups(path: Path, found: Sequence[Series]) -> None:
+    """Refuse a feature with set-ups whose parts together ask for other tests than p2p.
+
+    Only p2p knows set-ups: another test would be left out, and told as not measured.
+    """
+    for name in dict.fromkeys(one.name for one in found if one.enable.setups):
+        tests = {test for one in found if one.name == name for test in one.tests}
+        if tests != {"p2p"}:
+            words = ", ".join(sorted(tests)) or "all"
+            raise UsageError(
+                f"{path}: {name}: it has set-ups, and its tests are {words}",
+                hint="write tests: [p2p]; only that test knows set-ups",
+            )
 
 
 def of_tree(series: Sequence[Series], tree: TreeName) -> tuple[Series, ...]:
@@ -220,21 +237,6 @@ def find_series(series: Sequence[Series], name: str) -> Series:
     raise UsageError(f"there is no series '{name}'", hint=hint)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that is written twice is an error, and not the last one's win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' is there twice", key_node.start_mark
-                )
-            seen.add(key)
-        return dict(super().construct_mapping(node, deep))
-
-
 def _read(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
@@ -245,8 +247,7 @@ def _read(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     try:
-        # _StrictLoader is a SafeLoader: it makes plain values only.
-        return yaml.load(text, Loader=_StrictLoader)
+        return yaml.load(text, Loader=StrictLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise UsageError(

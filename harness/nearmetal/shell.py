@@ -83,10 +83,13 @@ class Shell:
         self.address = address
         self.watch: Callable[[], None] | None = None
         self.console: Console | None = None
+        self.autopsy: Callable[[], str] | None = None
+        """Tells more of a machine that does not answer any more."""
         self._client = client
 
-    def _console_tail(self) -> str:
-        return f"the console's last lines:\n{self.console.tail()}" if self.console else ""
+    def _last_words(self) -> str:
+        console = f"the console's last lines:\n{self.console.tail()}" if self.console else ""
+        return "\n".join(part for part in (console, self.autopsy and self.autopsy()) if part)
 
     @property
     def transport(self) -> paramiko.Transport:
@@ -137,7 +140,7 @@ class Shell:
                 said = (out + err).decode(errors="replace")[-2000:]
                 raise MeasurementError(
                     f"{self.name}: '{_short(command)}' did not end within {deadline_s:.0f} s",
-                    detail="\n".join(part for part in (said, self._console_tail()) if part),
+                    detail="\n".join(part for part in (said, self._last_words()) if part),
                 )
             if not moved:
                 time.sleep(_POLL_S)
@@ -149,7 +152,7 @@ class Shell:
                 self.watch()
             raise MeasurementError(
                 f"{self.name}: the connection broke in '{_short(command)}'",
-                detail=self._console_tail(),
+                detail=self._last_words(),
             )
         if check and status != 0:
             raise MeasurementError(
@@ -168,7 +171,8 @@ class Shell:
             channel.exec_command(command)
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise MeasurementError(
-                f"{self.name}: cannot run '{_short(command)}': {error or type(error).__name__}"
+                f"{self.name}: cannot run '{_short(command)}': {error or type(error).__name__}",
+                detail=self._last_words(),
             ) from None
         return channel
 

@@ -9,10 +9,14 @@ one that QEMU emulates well enough for vfio-pci. 9p shows the host the cache's s
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -102,6 +106,7 @@ def command_line(
         *("-smp", str(parts.cpus), "-m", str(parts.memory_mib)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-serial", f"file:{console}"),
+        *("-chardev", "stdio,id=qmp,signal=off", "-mon", "chardev=qmp,mode=control"),
         *("-kernel", str(parts.kernel.image), "-initrd", str(parts.initramfs)),
         *("-append", CMDLINE.format(iommu="on" if parts.iommu else "off")),
         *("-boot", "strict=on"),
@@ -144,8 +149,11 @@ class Testbed:
         port: int,
         instructions: Path | None = None,
         shown: frozenset[Path] | None = None,
+        monitor: Path | None = None,
     ) -> None:
         self.parts = parts
+        self._monitor = monitor
+        """Where the emulator answers to what is written to its standard input (QMP)."""
         self.instructions = instructions
         self.process = process
         self.console = console
@@ -166,12 +174,55 @@ class Testbed:
         self.console.broken()
         self.alive()
 
+    def autopsy(self) -> str:
+        """What the emulated CPUs are at, for an error that says that the host does not answer.
+
+        A host may hang without a word on its console. Two looks tell one that runs in circles
+        from one that waits for an interrupt, and an emulator that hangs itself answers neither.
+        """
+        if self._monitor is None or self.process.stdin is None or self.process.poll() is not None:
+            return ""
+        begin = self._monitor.stat().st_size
+        with contextlib.suppress(OSError):
+            for command in _AUTOPSY:
+                self.process.stdin.write(json.dumps(command).encode() + b"\n")
+                self.process.stdin.flush()
+                time.sleep(_AUTOPSY_PAUSE_S)
+        with self._monitor.open("rb") as stream:
+            stream.seek(begin)
+            said = stream.read().decode(errors="replace")
+        return "\n".join(("the emulator's monitor:", *read_autopsy(said)))
+
     @property
     def address(self) -> Address:
         """Where the host's sshd is reached."""
         return Address(
             "127.0.0.1", self.port, "root", self.parts.keys.login, self.parts.keys.host_public
         )
+
+
+_REGISTERS = {
+    "execute": "human-monitor-command",
+    "arguments": {"command-line": "info registers -a"},
+}
+_AUTOPSY = ({"execute": "qmp_capabilities"}, _REGISTERS, _REGISTERS)
+_AUTOPSY_PAUSE_S = 1.0
+
+
+def read_autopsy(said: str) -> list[str]:
+    """Of the monitor's answers, a line for each CPU and look: where it is, and whether it halts.
+
+    ``info registers`` prints CPU#, RIP or EIP, CPL and HLT (QEMU, target/i386/cpu-dump.c).
+    """
+    found = []
+    for line in said.splitlines():
+        with contextlib.suppress(ValueError):
+            answer = json.loads(line)
+            text = answer.get("return") if isinstance(answer, dict) else None
+            for part in re.split(r"(?=CPU#\d)", text if isinstance(text, str) else ""):
+                words = re.findall(r"CPU#\d+|[RE]IP=\w+|(?:RFL|EFL)=\w+|CPL=\d|HLT=\d", part)
+                found += [" ".join(words)] if words else []
+    return found or ["it does not answer"]
 
 
 def free_port() -> int:
@@ -196,7 +247,14 @@ def power_on(
     line = command_line(parts, port=port, console=console, scratch=scratch, instructions=counts)
     log_of_counts = counts if parts.counter else None
     with emulating(line, scratch=scratch, emulator_log=emulator_log) as process:
-        yield Testbed(parts, process, Console("host", console), port, log_of_counts)
+        yield Testbed(
+            parts,
+            process,
+            Console("host", console),
+            port,
+            log_of_counts,
+            monitor=emulator_log,
+        )
 
 
 @contextmanager
@@ -205,7 +263,7 @@ def emulating(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run an emulator; it is killed when the context ends or the harness dies.
 
-    Then ``scratch`` is removed.
+    Then ``scratch`` is removed. Its standard input is a pipe, its output is added to the log.
     """
     try:
         with emulator_log.open("ab") as log:
@@ -213,7 +271,7 @@ def emulating(
             log.flush()
             process = subprocess.Popen(
                 guarded(line),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -223,6 +281,8 @@ def emulating(
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -244,6 +304,7 @@ def wait_up(testbed: Testbed) -> Host:
     except EnvironmentBroken as error:
         raise BootFailed(error.message, detail=testbed.console.tail(), hint=error.hint) from None
     host.shell.watch, host.shell.console = testbed.watch, testbed.console
+    host.shell.autopsy = testbed.autopsy
     host.shown = testbed.shown
     if isinstance(testbed.parts, Parts):
         host.p2p = find_p2p(host)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from nearmetal import run, series, settings, variants
 from nearmetal.cache import Cache
+from nearmetal.errors import MeasurementError
 from nearmetal.host import Host
 from nearmetal.settings import Settings
 
@@ -43,16 +45,61 @@ def built(conf: Settings, cache: Cache, vanilla: variants.Config) -> run.Built:
     return run.build_all(conf, cache, [vanilla], with_testbed=True)
 
 
+class Shared:
+    """The emulated host of vanilla that is up, if any: a boot takes half a minute."""
+
+    def __init__(self) -> None:
+        self.host: Host | None = None
+        self.stack = contextlib.ExitStack()
+
+    def close(self) -> None:
+        self.host = None
+        self.stack.close()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Shared]:
+    found = Shared()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_machine_at_a_time(request: pytest.FixtureRequest, shared: Shared) -> None:
+    """The shared host goes before a module begins that boots one of its own."""
+    here = [item for item in request.session.items if item.path == request.path]
+    if not any("host" in getattr(item, "fixturenames", ()) for item in here):
+        shared.close()
+
+
 @pytest.fixture(scope="module")
 def host(
     conf: Settings,
     cache: Cache,
     built: run.Built,
     vanilla: variants.Config,
+    shared: Shared,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Host]:
-    """An emulated host that is up, with KVM loaded."""
-    logs: Path = tmp_path_factory.mktemp("logs")
-    with cache.lock("testbed"), run.host_for(conf, cache, built, vanilla, None, logs) as machine:
-        machine.load_kvm()
-        yield machine
+    """An emulated host that is up, with KVM loaded.
+
+    The next module that wants one has the same, unless it does not answer any more or its kernel
+    broke.
+    """
+    if shared.host is not None:
+        try:
+            shared.host.shell.run("true", deadline_s=20)
+            shared.host.check()
+        except MeasurementError:
+            with contextlib.suppress(MeasurementError):
+                shared.close()
+            shared.host = None
+    if shared.host is None:
+        logs: Path = tmp_path_factory.mktemp("logs")
+        shared.stack.enter_context(cache.lock("testbed"))
+        shared.host = shared.stack.enter_context(
+            run.host_for(conf, cache, built, vanilla, None, logs)
+        )
+        shared.host.load_kvm()
+    yield shared.host
+    shared.host.check()

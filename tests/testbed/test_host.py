@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +14,15 @@ import time
 from pathlib import Path
 
 import pytest
+from test_pci_config_cache import patched_qemu, start_qemu
 
-from nearmetal import run, variants
+from nearmetal import cli, run, topology, ui, variants
 from nearmetal.cache import Cache
 from nearmetal.errors import EnvironmentBroken, MeasurementError, UsageError
 from nearmetal.guest import running_guest
 from nearmetal.host import Host, reach
-from nearmetal.inventory import Server
+from nearmetal.inventory import HOST, End, Server, Tool
+from nearmetal.measure import bench, tools
 from nearmetal.settings import Settings
 from nearmetal.shell import connect
 from nearmetal.tracing import counting
@@ -38,12 +41,85 @@ def test_two_runs_do_not_share_a_host(host: Host) -> None:
         reach("second", host.shell.address, work=host.work)
 
 
+def test_doctor_shows_the_switch_of_a_host_of_an_inventory(
+    host: Host,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The host given by its address: its switch as the host's own registers have it."""
+    peer, disk = host.p2p["peer"], host.p2p["disk"]
+    address = host.shell.address
+    inventory = tmp_path / "inventory.yaml"
+    inventory.write_text(
+        f"hosts: {{by-address: {{address: {address.host}, port: {address.port}, "
+        f"key: {address.key}, host_key: {address.host_key}}}}}"
+    )
+    monkeypatch.setattr(ui.console, "width", 400)  # no cell of the table on two lines
+    with host.vfio([peer]):
+        status = cli.main(["doctor", "--host", "by-address", "--inventory", str(inventory)])
+        said = capfd.readouterr().err
+    assert status == 0
+    ports = dict(
+        line.split()
+        for line in host.shell.run(
+            "for p in $(lspci -D -d 104c:8233 | cut -d' ' -f1); do "
+            "echo $p $(setpci -s $p ECAP_ACS+6.W); done"
+        ).stdout.splitlines()
+    )
+    assert set(ports.values()) == {"001d"}
+    for port in ports:
+        assert f"  {port} 104c:8233 port, ACS SV+RR+CR+UF (redirects)" in said
+    assert f"{peer} 1b36:0010 class 010802, driver vfio-pci, " in said
+    assert "owner nobody" in said
+    in_the_way = re.findall("no direct peer-to-peer: ([^│]*)", said)
+    assert [one.strip() for one in in_the_way] == [f"{disk} is the host's (driver nvme)"]
+
+
+def test_survey_sees_who_has_a_function_open(host: Host) -> None:
+    disk = host.p2p["disk"]
+    device = f"$(ls /sys/bus/pci/devices/{disk}/vfio-dev)"
+    with host.vfio([disk]):
+        program = host.shell.start(f"exec 9<> /dev/vfio/devices/{device}; echo open; exec cat")
+        assert program.channel.recv(16) == b"open\n"
+        owner = topology.survey(host.shell).functions[disk].owner
+        program.close()
+    assert owner.startswith("cat (pid ")
+
+
+def test_a_tool_s_figures_have_the_host_s_registers_with_them(host: Host, tmp_path: Path) -> None:
+    """A stand-in prints what NVIDIA's tool would; ports and functions are the host's own."""
+    functions = (host.p2p["peer"], host.p2p["disk"])
+    sample = Path(__file__).parents[1] / "unit" / "data" / "tools" / "from-source-nvbandwidth.json"
+    host.shell.run(
+        "cat > /tmp/sample; printf '#!/bin/sh\\ncat /tmp/sample\\n' > /tmp/nvbandwidth; "
+        "chmod 755 /tmp/nvbandwidth",
+        input_text=sample.read_text(),
+    )
+    test = "device_to_device_memcpy_write_ce"
+    there = Tool("nvbandwidth", "/tmp/nvbandwidth", (End(HOST),), functions, tests=(test,), runs=1)
+    missing = Tool("perftest", "ib_write_bw", (End(HOST), End(HOST)), functions)
+    row = bench.rows(host, "vanilla", None, None)
+    outcome = tools.measure(host, None, [there, missing], row, tmp_path, "vanilla")
+    assert [reason for reason, _ in outcome.missing] == [
+        "perftest: testbed has no program ib_write_bw"
+    ]
+    assert len(outcome.rows) == 6
+    for one in outcome.rows:
+        assert one.provenance == "emulated"
+        assert one.context["acs"] == "SV+RR+CR+UF"
+        assert (one.context["ats"], one.context["relaxed_ordering"]) == ("absent", "off")
+
+
 def test_failing_and_endless_commands(host: Host) -> None:
     with pytest.raises(MeasurementError, match="ended with status 3"):
         host.shell.run("echo why; exit 3")
     begun = time.monotonic()
-    with pytest.raises(MeasurementError, match="did not end within 2 s"):
+    with pytest.raises(MeasurementError, match="did not end within 2 s") as caught:
         host.shell.run("echo hello; sleep 60", deadline_s=2)
+    assert "hello" in str(caught.value.detail)
+    # where both CPUs are, twice: a host that hangs may say nothing on its console
+    assert str(caught.value.detail).count(" RIP=") == 4
     assert time.monotonic() - begun < 15
 
 
@@ -68,6 +144,23 @@ def test_no_access_goes_astray_while_the_memory_map_changes(host: Host) -> None:
     assert found["switches"] > 50
     assert found["reads"] > 10000
     assert found["wrong"] == 0
+
+
+@pytest.mark.parametrize("value", ["on", "auto", "nonsense"])
+def test_config_cache_on_a_kernel_without_it(
+    conf: Settings, cache: Cache, host: Host, value: str
+) -> None:
+    """QEMU refuses those who insist, and tells the others."""
+    done = start_qemu(host, patched_qemu(conf, cache), value)
+    if value == "on":
+        assert done.status == 1
+        assert "KVM can't serve PCI config reads" in done.stdout
+    elif value == "auto":
+        assert done.status == 0, done.stdout
+        assert "PCI config reads are served by QEMU: KVM can't" in done.stdout
+    else:
+        assert done.status == 1
+        assert "'nonsense'" in done.stdout
 
 
 def test_wrong_key(host: Host, tmp_path: Path) -> None:
@@ -192,14 +285,19 @@ def test_host_given_only_by_its_address_gives_the_same_measurements(
 ) -> None:  # fmt: skip
     """As a server of an inventory: what it needs is copied there; counts are the same.
 
+    Its inventory asks for a tool that the guest does not have, and says that it may be missing.
+
     Nightly: it takes two minutes.
     """
-    server = Server("by-address", host.shell.address, host.p2p, 1, 2048)
+    tool = Tool("nvbandwidth", "nvbandwidth", (End(),), tuple(host.p2p.values()), optional=True)
+    server = Server("by-address", host.shell.address, host.p2p, 1, 2048, tools=(tool,))
     found = run._Found()
     with run.host_for(conf, cache, built, vanilla, server, tmp_path) as other:
         assert other.store is None
-        run.measure_variant(conf, cache, built, vanilla, other, ["lspci"], tmp_path, found)
+        run.measure_variant(conf, cache, built, vanilla, other, ["lspci", "p2p"], tmp_path, found)
     assert found.missing == []
+    reason = "nvbandwidth: guest (vanilla) has no program nvbandwidth"
+    assert [one.reason for one in found.skipped] == [reason]
     (row,) = [
         one
         for one in found.measurements

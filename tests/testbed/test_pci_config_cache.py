@@ -13,6 +13,7 @@ from nearmetal import builds, run, series, sources, variants
 from nearmetal.cache import Cache
 from nearmetal.host import Host
 from nearmetal.settings import Settings
+from nearmetal.shell import Result
 
 pytestmark = pytest.mark.testbed
 
@@ -79,6 +80,32 @@ def test_selftest_passes(
 ) -> None:
     """On one CPU: with two, the emulated host itself breaks now and then (docs/testbed.md)."""
     selftest(conf, cache, off, one_cpu, program, f" -n {ITERATIONS}")
+
+
+def patched_qemu(conf: Settings, cache: Cache) -> builds.Qemu:
+    source = sources.obtain(conf, cache, "qemu")
+    off = variants.configs(series.load_series(conf.repo / "patches"), ("off",))[0]
+    return builds.qemu(conf, cache, source, patches=off.qemu_patches)
+
+
+def start_qemu(machine: Host, qemu: builds.Qemu, value: str) -> Result:
+    """Start it with config-cache, and let it end at once; its status and what it said."""
+    return machine.shell.run(
+        "echo quit | "
+        f"{machine.place(qemu.program)} -L {machine.place(qemu.firmware)} -accel kvm -M q35"
+        " -nodefaults -no-user-config -display none -S -monitor stdio"
+        f" -global q35-pcihost.config-cache={value} 2>&1",
+        check=False,
+        deadline_s=120,
+    )
+
+
+@pytest.mark.parametrize("value", ["on", "auto"])
+def test_qemu_on_a_kernel_with_it(conf: Settings, cache: Cache, one_cpu: Host, value: str) -> None:
+    """Without it: test_host.py, where a host has the unpatched kernel."""
+    done = start_qemu(one_cpu, patched_qemu(conf, cache), value)
+    assert done.status == 0, done.stdout
+    assert "config reads" not in done.stdout
 
 
 @pytest.mark.nightly

@@ -3,7 +3,8 @@
 
 The random program holds each read through the ports against the memory-mapped window, which no
 cache serves (guest-images/probes/nm-fuzz.c). NEARMETAL_FUZZ_SEED and NEARMETAL_FUZZ_OPERATIONS
-set its seed and its length; the seed is printed.
+set its seed and its length; the seed is printed. A long one reads the ports by itself, too, in a
+guest whose kernel allows it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from nearmetal import run, series, variants
+from nearmetal import builds, run, series, sources, variants
 from nearmetal.cache import Cache
 from nearmetal.errors import MeasurementError
-from nearmetal.guest import Guest, running_guest
+from nearmetal.guest import Guest, GuestParts, running_guest
+from nearmetal.host import Host
 from nearmetal.measure import lspci
 from nearmetal.measure.registers import cacheable, parse_dump
 from nearmetal.settings import Settings
@@ -30,10 +33,25 @@ pytestmark = pytest.mark.testbed
 
 SEED = int(os.environ.get("NEARMETAL_FUZZ_SEED", random.SystemRandom().randrange(1 << 31)))
 OPERATIONS = int(os.environ.get("NEARMETAL_FUZZ_OPERATIONS", "120"))
+LONG = OPERATIONS >= 1000
+BY_PORTS = "-p" if LONG else ""
 EDU = "1234:11e8"
 """QEMU, docs/specs/edu.rst"""
 PORT_SLOT = 20
 PORT = ("-device", f"pcie-root-port,id=hp0,chassis={PORT_SLOT},slot={PORT_SLOT}")
+NOBODYS_VFS = "for f in /sys/bus/pci/devices/*/sriov_drivers_autoprobe; do echo 0 > $f; done"
+VFS = 4
+PF_SERIAL = "nmpf"
+PF = (
+    *("-device", "pcie-root-port,id=pf0,chassis=21,slot=21"),
+    *("-device", "nvme-subsys,id=subsys0"),
+    "-device",
+    f"nvme,serial={PF_SERIAL},subsys=subsys0,bus=pf0,sriov_max_vfs={VFS},"
+    f"sriov_vq_flexible={2 * VFS},sriov_vi_flexible={VFS}",
+)
+"""A physical function that QEMU emulates, with virtual ones (docs/system/devices/nvme.rst)."""
+MAX_ABSENT = 1024
+"""Half of KVM's table (Documentation/virt/kvm/devices/x86-pci-config.rst)."""
 HOTPLUG_DEADLINE_S = 60.0
 UNBIND_NVME = (
     "for d in /sys/bus/pci/drivers/nvme/0000:*; do "
@@ -54,14 +72,38 @@ def guest(
     """A guest with two assigned NVMe functions that nobody uses, and an empty root port."""
     made = run.build_all(conf, cache, [on], with_testbed=True)
     logs: Path = tmp_path_factory.mktemp("logs")
-    with cache.lock("testbed"), run.host_for(conf, cache, made, on, None, logs) as host:
+    with (
+        cache.lock("testbed"),
+        run.host_for(conf, cache, made, on, None, logs, extra=PF) as host,
+    ):
         host.load_kvm(on.modules)
         assigned = [host.p2p["peer"], host.p2p["disk"]]
         parts = run.guest_parts(conf, cache, made, on, host, assigned)
-        parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT))
+        parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT, *PF))
+        if LONG:
+            parts = with_ports(conf, cache, parts)
         with host.vfio(assigned), running_guest(host, parts, logs=logs, label="on") as machine:
-            machine.shell.run(UNBIND_NVME)
+            prepare(machine)
             yield machine
+
+
+def with_ports(conf: Settings, cache: Cache, parts: GuestParts) -> GuestParts:
+    """The same guest, with an unpatched kernel that lets programs use I/O ports."""
+    folder = conf.repo / "guest-images" / "kernel"
+    kernel = builds.kernel(
+        conf,
+        cache,
+        sources.obtain(conf, cache, "linux"),
+        fragments=[folder / "base.config", folder / "ports.config"],
+    )
+    initramfs = builds.initramfs(conf, cache, kernel, "guest", modules=False)
+    return dataclasses.replace(parts, kernel=kernel, initramfs=initramfs)
+
+
+def prepare(guest: Guest) -> None:
+    """The NVMe functions are nobody's, and virtual ones will be."""
+    guest.shell.run(UNBIND_NVME)
+    guest.shell.run(NOBODYS_VFS)
 
 
 def until(true: Callable[[], bool], what: str, deadline_s: float = HOTPLUG_DEADLINE_S) -> None:
@@ -81,6 +123,31 @@ def empty_port(guest: Guest) -> str:
     listing = guest.shell.run("lspci -D -vv -d ::0604", deadline_s=120).stdout
     blocks = [block for block in listing.split("\n\n") if f"Slot #{PORT_SLOT}," in block]
     return blocks[0].split()[0]
+
+
+def physical_function(machine: Guest | Host) -> str:
+    """The function that can have virtual ones."""
+    (path,) = machine.shell.run("ls -d /sys/bus/pci/devices/*/sriov_numvfs").stdout.split()
+    return path.split("/")[-2]
+
+
+@contextmanager
+def driven(guest: Guest, function: str) -> Iterator[None]:
+    """A function that is with nvme for a while: Linux asks the driver for virtual functions."""
+    nvme = "/sys/bus/pci/drivers/nvme"
+    guest.shell.run(f"echo {function} > {nvme}/bind", deadline_s=60)
+    try:
+        yield
+    finally:
+        guest.shell.run(f"echo {function} > {nvme}/unbind", deadline_s=60)
+
+
+def make_vfs(machine: Guest | Host, function: str, number: int) -> list[str]:
+    """Have another number of virtual functions; their addresses, as Linux lists them."""
+    device = f"/sys/bus/pci/devices/{function}"
+    machine.shell.run(f"echo {number} > {device}/sriov_numvfs", deadline_s=60)
+    links = machine.shell.run(f"readlink {device}/virtfn*", check=False).stdout.split()
+    return sorted(link.split("/")[-1] for link in links)
 
 
 def plug(guest: Guest) -> str:
@@ -103,6 +170,22 @@ def states(guest: Guest) -> tuple[int, int]:
     functions = guest.qmp("qom-get", path=lspci.HOST_BRIDGE, property="config-cache-functions")
     active = guest.qmp("qom-get", path=lspci.HOST_BRIDGE, property=lspci.CACHE_ACTIVE)
     return int(functions), int(active)
+
+
+def dump(guest: Guest) -> dict[str, bytes]:
+    return parse_dump(guest.shell.run("lspci -D -xxx", deadline_s=180).stdout)
+
+
+def bytes_are_equal(guest: Guest) -> dict[str, bytes]:
+    """All bytes as KVM's table has them are those of QEMU: what they are."""
+    dump(guest)
+    cached = dump(guest)
+    assert states(guest)[0] >= len(cached)
+    guest.qmp("qom-set", path=lspci.HOST_BRIDGE, property=lspci.CACHE_ACTIVE, value=False)
+    plain = dump(guest)
+    guest.qmp("qom-set", path=lspci.HOST_BRIDGE, property=lspci.CACHE_ACTIVE, value=True)
+    assert cached == plain
+    return plain
 
 
 def test_kvm_knows_functions_and_forgets_them_when_switched_off(guest: Guest) -> None:
@@ -128,8 +211,7 @@ def test_stopped_guest_continues_with_an_empty_table(guest: Guest) -> None:
     before = states(guest)[0]
     guest.qmp("cont")
     assert before > 0
-    dump = parse_dump(guest.shell.run("lspci -D -xxx", deadline_s=120).stdout)
-    assert all(cacheable(data) for data in dump.values())
+    assert all(cacheable(data) for data in dump(guest).values())
 
 
 def test_plugged_functions_appear_and_unplugged_ones_go(guest: Guest) -> None:
@@ -145,32 +227,120 @@ def test_plugged_functions_appear_and_unplugged_ones_go(guest: Guest) -> None:
         assert not addresses(guest, f"-d {EDU}"), "the guest found a device that is gone"
 
 
-def random_program(guest: Guest, operations: int = OPERATIONS) -> dict[str, int]:
+def random_program(guest: Guest, operations: int = OPERATIONS, options: str = "") -> dict[str, int]:
     """Run it with a device plugged for the time; no read may differ. Returns what it counted."""
     print(f"seed {SEED}, {operations} operations")
     port = empty_port(guest)
     edu = plug(guest)
-    writable = [*addresses(guest, "-d ::0108"), *addresses(guest, "-d ::0106")]
-    writable += addresses(guest, "-d ::0c05")
-    assert len(writable) == 4
+    pf = physical_function(guest)
+    with driven(guest, pf):
+        vfs = make_vfs(guest, pf, VFS)
+    assert len(vfs) == VFS
+    writable = [
+        one for kind in ("0108", "0106", "0c05") for one in addresses(guest, f"-d ::{kind}")
+    ]
+    writable = [one for one in writable if one not in vfs]
+    assert len(writable) == 5
     window, _ = lspci.ecam_window(guest.shell.read("/proc/iomem"))
     words = " ".join(f"-w {address}" for address in writable)
     done = guest.shell.run(
-        f"nm-fuzz {words} -b {port} -i {edu} {SEED} {operations} {window:#x}",
+        f"nm-fuzz {options} {words} -b {port} -r -v {pf} -i {edu} {SEED} {operations} {window:#x}",
         deadline_s=300 + operations * 2.0,
     )
     said: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     print(said)
     unplug(guest)
+    with driven(guest, pf):
+        make_vfs(guest, pf, 0)
     assert said["mismatches"] == 0, f"seed {SEED}: {said['first']}"
     assert said["reads"] > operations
     return said
 
 
+CHANGES = (
+    "writes",
+    "resets",
+    "hot_resets",
+    "power_offs",
+    "renumberings",
+    "vf_changes",
+    "interrupts",
+)
+"""What the random program does beside reads."""
+
+
 def test_random_program_sees_no_stale_register(guest: Guest) -> None:
-    said = random_program(guest)
-    if OPERATIONS >= 1000:
-        assert min(said[key] for key in ("writes", "resets", "renumberings", "interrupts")) > 0
+    said = random_program(guest, options=BY_PORTS)
+    if LONG:
+        assert min(said[key] for key in (*CHANGES, "port_reads", "strings")) > 0
+
+
+def test_virtual_functions_come_and_go(guest: Guest) -> None:
+    """Linux finds as many as it asked for, each time, and their bytes are QEMU's."""
+    pf = physical_function(guest)
+    others = len(addresses(guest, ""))
+    with driven(guest, pf):
+        for number in (VFS, 0, 2, 0):
+            vfs = make_vfs(guest, pf, number)
+            assert len(vfs) == number
+            found = bytes_are_equal(guest)
+            assert len(found) == others + number
+            assert {found[vf][0x0A:0x0C] for vf in vfs} <= {b"\x08\x01"}, "no NVMe function"
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not LONG, reason="the guest's kernel keeps the ports to itself")
+def test_more_functions_than_the_table_holds_are_served_by_exits(guest: Guest) -> None:
+    """Absent ones leave room for those that are there (hw/pci/pci_config_cache.c)."""
+
+    def rejected() -> int:
+        path = lspci.HOST_BRIDGE
+        return int(guest.qmp("qom-get", path=path, property="config-cache-rejected"))
+
+    assert rejected() == 0
+    there = len(addresses(guest, ""))
+    window, _ = lspci.ecam_window(guest.shell.read("/proc/iomem"))
+    for _ in range(2):
+        done = guest.shell.run(f"nm-fuzz -p -a {SEED} 100 {window:#x}", deadline_s=900)
+        said: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+        print(said)
+        assert said["mismatches"] == 0, said["first"]
+        assert said["port_reads"] > 65536
+        assert MAX_ABSENT <= states(guest)[0] <= MAX_ABSENT + there
+    assert rejected() > 65536
+    bytes_are_equal(guest)
+
+
+def test_virtual_functions_of_the_host_change_nothing(guest: Guest) -> None:
+    """Others than the guest's, beside those that are assigned to it."""
+    host = guest.host
+    host.shell.run(NOBODYS_VFS)
+    pf = physical_function(host)
+    before = bytes_are_equal(guest)
+    for number in (VFS, 0):
+        assert len(make_vfs(host, pf, number)) == number
+        assert bytes_are_equal(guest) == before
+
+
+REBOOTS = {
+    "by QEMU": lambda guest: guest.qmp("system_reset"),
+    "by Linux": lambda guest: guest.shell.start("sync; echo b > /proc/sysrq-trigger"),
+}
+
+
+@pytest.mark.nightly
+def test_guest_that_reboots_is_served_again(guest: Guest) -> None:
+    guest.qmp("set-action", reboot="reset")
+    for how, reboot in REBOOTS.items():
+        dump(guest)
+        assert states(guest)[0] > 0
+        start = guest.console.size
+        reboot(guest)
+        guest.comes_up_again(start)
+        print(f"came up again, reset {how}")
+        prepare(guest)
+        assert bytes_are_equal(guest)
+        random_program(guest, 120, BY_PORTS)
 
 
 def test_reset_forgets_what_was_before(guest: Guest) -> None:

@@ -17,11 +17,16 @@ import pytest
 from test_pci_config_cache_guest import (
     EDU,
     OPERATIONS,
+    PF,
     PORT,
-    UNBIND_NVME,
+    VFS,
     addresses,
+    driven,
     empty_port,
+    make_vfs,
+    physical_function,
     plug,
+    prepare,
     random_program,
     unplug,
     until,
@@ -61,7 +66,7 @@ def place_for(conf: Settings, cache: Cache, config: variants.Config, logs: Path)
         host.load_kvm(config.modules)
         assigned = [host.p2p["peer"], host.p2p["disk"]]
         parts = run.guest_parts(conf, cache, made, config, host, assigned)
-        parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT))
+        parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT, *PF))
         with host.vfio(assigned):
             yield Place(host, parts, logs)
 
@@ -71,7 +76,7 @@ def booted(place: Place, label: str, *words: str) -> Iterator[Guest]:
     """A guest with two assigned NVMe functions that nobody uses, and an empty root port."""
     parts = dataclasses.replace(place.parts, extra=(*place.parts.extra, *words))
     with running_guest(place.host, parts, logs=place.logs, label=label) as guest:
-        guest.shell.run(UNBIND_NVME)
+        prepare(guest)
         yield guest
 
 
@@ -93,7 +98,10 @@ def mapped(guest: Guest) -> set[str]:
 
 
 def kinds(guest: Guest) -> dict[str, str]:
-    return lspci.kinds(guest.qmp("query-pci"))
+    """As the guest sees them; QMP tells of virtual functions that are disabled, too."""
+    seen = {address.removeprefix("0000:") for address in addresses(guest, "")}
+    found = lspci.kinds(guest.qmp("query-pci"))
+    return {address: kind for address, kind in found.items() if address in seen}
 
 
 def emulated(guest: Guest) -> set[str]:
@@ -142,6 +150,20 @@ def plugged_functions_are_mapped(place: Place, guest: Guest) -> None:
         assert mapped(guest) == before
         guest.shell.run(f"echo 1 > /sys/bus/pci/devices/{port}/rescan")
         assert not addresses(guest, f"-d {EDU}"), "the guest found a device that is gone"
+
+
+def virtual_functions_are_mapped(place: Place, guest: Guest) -> None:
+    """They are all ones while they are disabled, which takes no exit either."""
+    pf = physical_function(guest)
+    before = mapped(guest)
+    with driven(guest, pf):
+        for number in (VFS, 0, 2, 0):
+            vfs = {vf.removeprefix("0000:") for vf in make_vfs(guest, pf, number)}
+            assert len(vfs) == number
+            assert mapped(guest) == before | vfs
+            for vf in vfs:
+                exits = counted(place, guest, f"lspci -s {vf} -xxxx")
+                assert ecam_reads(guest, exits, vf) == port_exits(exits, vf) == 0
 
 
 class TestThroughThePorts:
@@ -203,3 +225,6 @@ class TestWithTheHint:
 
     def test_plugged_functions_are_mapped(self, place: Place, guest: Guest) -> None:
         plugged_functions_are_mapped(place, guest)
+
+    def test_virtual_functions_are_mapped(self, place: Place, guest: Guest) -> None:
+        virtual_functions_are_mapped(place, guest)

@@ -138,6 +138,7 @@ def test_an_expression_that_cannot_be_judged_is_refused_with_the_mend(
         ("", "the document"),
         ("schema: [\n", "not YAML: line 2"),
         ("schema: 1\nschema: 1\n", "comes twice"),
+        ("? [schema]\n: 1\n", "found unhashable key"),
         ("schema: 1\nchecks:\n  - {name: a, expresion: b, expected: c, why: d}\n", "expres"),
     ],
 )

@@ -49,6 +49,11 @@ hosts:
         ("hosts: {a: {address: x, key: /no/such/key}}", "no key file", "private key"),
         ("hosts: {a: {address: x, p2p: {peer: '3:0.0', disk: '4:0.0'}}}", "4:0.0", None),
         ("hosts: [", "no YAML", None),
+        ("hosts: {a: {address: x}, a: {address: y}}", "the key 'a' comes twice", None),
+        ("hosts: {? [a] : {address: x}}", "unhashable key", None),
+        ("hosts: {1: {address: x}}", "1 is not of type 'string'", None),
+        ("hosts: {../a: {address: x}}", "'../a' does not match", None),
+        ("hosts: {a: {address: x, machines: {b/c: {address: y}}}}", "'b/c' does not match", None),
     ],
 )
 def test_refusals_name_the_place(tmp_path: Path, text: str, word: str, hint: str | None) -> None:

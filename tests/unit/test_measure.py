@@ -154,7 +154,8 @@ def test_set_ups_of_guests_are_known() -> None:
 def test_every_test_measures_what_the_catalogue_says() -> None:
     for name, case in TEST_CASES.items():
         names = {entry.name for entry in CATALOGUE.values() if entry.test == name}
-        assert {*case.names, *case.testbed_names} == names
+        assert {*case.names, *case.testbed_names, *case.tool_names} == names
+        assert {one for one in names if CATALOGUE[one].asked} == set(case.tool_names)
 
 
 def test_unknown_test_names_the_nearest() -> None:

@@ -85,8 +85,46 @@ def test_qemu_words_are_kept_as_they_are(tmp_path: Path) -> None:
     assert machine.enable.qemu_arguments() == ("-machine", "fixed=on")
 
 
+SETUPS = GOOD[GOOD.index("  - name: machine") :].replace(
+    "qemu: [-machine, fixed=on]", "setups: [iommufd, direct]"
+)
+SETUPS = f"series:\n{SETUPS}"
+LINUX_PART = """
+  - name: machine
+    tree: linux
+    order: 1
+    base: "7.3"
+    purpose: Has the same name.
+    tests: [{}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "tests"),
+    [
+        (SETUPS, "all"),
+        (SETUPS.replace("enable:", "tests: [lspci]\n    enable:"), "lspci"),
+        (SETUPS.replace("enable:", "tests: [p2p, lspci]\n    enable:"), "lspci, p2p"),
+        (SETUPS.replace("enable:", "tests: [p2p]\n    enable:") + LINUX_PART.format("vmexit"),
+         "p2p, vmexit"),
+    ],
+)  # fmt: skip
+def test_set_ups_with_other_tests_than_p2p_are_refused(
+    tmp_path: Path, text: str, tests: str
+) -> None:
+    """They would be left out quietly, and then be reported as not measured."""
+    with pytest.raises(UsageError) as caught:
+        load_series(write(tmp_path, text))
+    assert caught.value.message.endswith(f"machine: it has set-ups, and its tests are {tests}")
+    assert "tests: [p2p]" in str(caught.value.hint)
+
+
+def test_set_ups_may_have_their_test_in_another_part(tmp_path: Path) -> None:
+    load_series(write(tmp_path, SETUPS + LINUX_PART.format("p2p")))
+
+
 def test_set_ups_are_kept_in_order(tmp_path: Path) -> None:
-    text = GOOD.replace("qemu: [-machine, fixed=on]", "setups: [iommufd, direct]")
+    text = SETUPS.replace("enable:", "tests: [p2p]\n    enable:")
     series = load_series(write(tmp_path, text))
     assert find_series(series, "machine").enable.setups == ("iommufd", "direct")
     with pytest.raises(UsageError, match="'straight' is not known"):
@@ -131,7 +169,8 @@ def test_the_repository_s_own_file_is_good() -> None:
             "another name",
         ),
         ("vfio-pci.x-cache", "x-cache", "first: enable: qemu: neither", "device.property"),
-        ("order: 2", "order: 2\n    order: 3", "the key 'order' is there twice", ""),
+        ("order: 2", "? [order]\n    : 2", "found unhashable key", ""),
+        ("order: 2", "order: 2\n    order: 3", "the key 'order' comes twice", ""),
         ("series:", "series: [", "series.yaml:", ""),
         ("series:", "serie:", "", "'series'"),
         ("name: model", "name: Mödel", "does not match", ""),

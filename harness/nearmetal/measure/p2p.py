@@ -132,7 +132,7 @@ def peer_memory(resource: str) -> int:
 
 def layout(host: Host) -> Layout:
     """RAM of a guest around the windows of the switch that the peer is below."""
-    device = f"/sys/bus/pci/devices/{host.p2p['peer']}"
+    device = f"/sys/bus/pci/devices/{host.assigned[0]}"
     text = host.shell.run(f"cat $(readlink -f {shlex.quote(device)})/../../resource").stdout
     return around(windows(text), host.guest_memory_mib)
 

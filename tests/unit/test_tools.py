@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What others' tools print, read; what is recorded and what is not: data/tools/README.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nearmetal.errors import MeasurementError
+from nearmetal.tools import cuda_p2p, nccl, nvbandwidth, perftest
+from nearmetal.tools.reading import Reading
+
+DATA = Path(__file__).parent / "data" / "tools"
+
+
+def sample(name: str) -> str:
+    return (DATA / name).read_text()
+
+
+def only(readings: tuple[Reading, ...], **context: str) -> Reading:
+    """The one reading with that context."""
+    (found,) = [one for one in readings if context.items() <= one.context.items()]
+    return found
+
+
+# --- perftest, recorded ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "gbits"), [("4.5", 0.16), ("25.01", 0.18)])
+def test_perftest_one_size(version: str, gbits: float) -> None:
+    name = f"perftest-{version}-one-size-write"
+    (reading,) = perftest.parse(sample(f"{name}.out"), sample(f"{name}.json"))
+    assert reading.quantity == "bandwidth"
+    assert reading.value == pytest.approx(gbits / 8)
+    assert reading.context == {
+        "test": "RDMA_Write",
+        "size": "65536",
+        "tool_relaxed_ordering": "on",
+    }
+
+
+@pytest.mark.parametrize("version", ["4.5", "25.01"])
+def test_perftest_unit_is_read_from_its_table(version: str) -> None:
+    """Without --report_gbits it is MiB/sec, in 4.5 MB/sec: the message rate has no such unit."""
+    name = f"perftest-{version}-one-size-mib"
+    (reading,) = perftest.parse(sample(f"{name}.out"), sample(f"{name}.json"))
+    rate = float(perftest.results(sample(f"{name}.json"))["MsgRate"]) * 1e6
+    assert reading.value == pytest.approx(65536 * rate / 1e9, rel=0.01)
+
+
+@pytest.mark.parametrize("version", ["4.5", "25.01"])
+def test_perftest_all_sizes_are_in_the_table_alone(version: str) -> None:
+    """The file holds the last of 23 sizes."""
+    name = f"perftest-{version}-all-sizes-read"
+    readings = perftest.parse(sample(f"{name}.out"), sample(f"{name}.json"))
+    assert [one.context["size"] for one in readings] == [str(2**n) for n in range(1, 24)]
+    assert {one.context["test"] for one in readings} == {"RDMA_Read"}
+    assert perftest.results(sample(f"{name}.json"))["MsgSize"] == str(1 << 23)
+
+
+def test_perftest_server_has_the_last_size_alone() -> None:
+    readings = perftest.parse(sample("perftest-25.01-all-sizes-read-server.out"))
+    assert [one.context["size"] for one in readings] == [str(1 << 23)]
+
+
+@pytest.mark.parametrize("version", ["4.5", "25.01"])
+@pytest.mark.parametrize("label", ["duration", "bidirectional"])
+def test_perftest_other_forms(version: str, label: str) -> None:
+    name = f"perftest-{version}-{label}"
+    (reading,) = perftest.parse(sample(f"{name}.out"), sample(f"{name}.json"))
+    assert reading.value > 0
+    bidirectional = label == "bidirectional"
+    assert reading.context["test"] == "RDMA_Write" + ("_Bidirectional" if bidirectional else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "mend"),
+    [
+        ("25.01-cuda", "Unsupported memory type", "built without CUDA"),
+        ("4.5-cuda", "unrecognized option '--use_cuda=0'", "CUDA_H_PATH"),
+        ("25.01-no-server", "Couldn't connect to 10.9.0.1:18515", "firewall"),
+        ("4.5-no-server", "Couldn't connect to 10.9.0.1:18515", "firewall"),
+        ("25.01-no-device", "Unable to find the Infiniband/RoCE device", "ibv_devices"),
+        ("4.5-no-device", "Unable to find the Infiniband/RoCE device", "ibv_devices"),
+    ],
+)
+def test_perftest_says_what_went_wrong(name: str, says: str, mend: str) -> None:
+    with pytest.raises(MeasurementError) as caught:
+        perftest.parse(sample(f"perftest-{name}.out"))
+    assert says in caught.value.message
+    assert "\n" not in caught.value.message
+    assert mend in str(caught.value.hint)
+
+
+GOOD = "perftest-25.01-one-size-write"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[Gb/sec]", "[GiB/sec]", "'GiB/sec' is no unit that is known"),
+        ("BW average[Gb/sec]", "BW average[MiB/sec]", "no unit that is known"),
+        ("[Gb/sec]", "[MiB/sec]", "GB/s, and 0.021889 by its rate"),
+        ("0.18 ", "nan ", "is nan"),
+        ("0.18 ", "fast ", "and no number"),
+        ("0.32               0.18   \t\t     0.000334", "", "is empty"),
+        ("0.32               0.18   \t\t     0.000334", "0.00 0.00 0.000000", "nothing was"),
+    ],
+)
+def test_perftest_tables_that_are_refused(old: str, new: str, says: str) -> None:
+    text = sample(f"{GOOD}.out")
+    assert old in text
+    with pytest.raises(MeasurementError, match=says):
+        perftest.parse(text.replace(old, new))
+
+
+def test_perftest_files_that_are_refused() -> None:
+    table, document = sample(f"{GOOD}.out"), sample(f"{GOOD}.json")
+    for text, says in (
+        ("", "is empty"),
+        (document[: document.index('"MsgRate"')], "ends early"),
+        (document.replace('"BW_average"', '"t_avg"'), "has no BW_average"),
+        (document.replace("0.18", "0.19"), "says 0.19 for 65536 bytes, and its table 0.18"),
+        (document.replace("65536", "4096"), "for 4096 bytes"),
+    ):
+        with pytest.raises(MeasurementError, match=says):
+            perftest.parse(table, text)
+    with pytest.raises(MeasurementError, match="no table"):
+        perftest.parse("")
+
+
+# --- nvbandwidth, from its source ------------------------------------------------------------
+
+MATRIX = "from-source-nvbandwidth.json"
+
+
+def changed(name: str, **changes: Any) -> str:
+    """A sample with other values in its first test."""
+    document = json.loads(sample(name))
+    document["nvbandwidth"]["testcases"][0].update(changes)
+    return json.dumps(document)
+
+
+def test_nvbandwidth() -> None:
+    readings = nvbandwidth.parse(sample(MATRIX))
+    write = {"test": "device_to_device_memcpy_write_ce"}
+    assert only(readings, **write, row="0", column="1").value == 24.5831
+    latency = only(readings, test="device_to_device_latency_sm", row="1", column="0")
+    assert latency.quantity == "latency"
+    assert latency.value == pytest.approx(1.8401)
+    assert len(readings) == 6
+
+
+def test_nvbandwidth_of_three_matrices_in_one_the_total_is_read() -> None:
+    readings = nvbandwidth.parse(sample(MATRIX))
+    both = {"test": "device_to_device_bidirectional_memcpy_read_ce"}
+    assert only(readings, **both, row="0", column="1").value == 25.401
+    assert only(readings, **both, row="1", column="0").value == 25.6014
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        ("Segmentation fault", "no whole JSON"),
+        (sample(MATRIX)[:-30], "no whole JSON"),
+        ("[]", "no whole JSON|no object"),
+        ("{}", "has no 'nvbandwidth'"),
+        ('{"nvbandwidth": {"version": "v0.8"}}', "no results of any test"),
+        (sample("from-source-nvbandwidth-error.json"), "CUDA_ERROR_NO_DEVICE"),
+        (sample("from-source-nvbandwidth-waived.json"), "Waived"),
+        (changed(MATRIX, status="Running"), "Running"),
+        (changed(MATRIX, bandwidth_matrix=[["N/A", "N/A"], ["N/A", "N/A"]], sum=0), "no pair"),
+        (changed(MATRIX, bandwidth_matrix=[["N/A"], ["N/A", "1"]]), "no matrix"),
+        (changed(MATRIX, bandwidth_matrix=[]), "no matrix"),
+        (changed(MATRIX, bandwidth_description="Bisect benchmarking"), "no unit"),
+        (changed(MATRIX, bandwidth_description="bandwidth (GiB/s)"), "no unit"),
+        (changed(MATRIX, sum=1000.0), "the sum of its cells is not 1000"),
+        (changed(MATRIX, bandwidth_matrix=[["N/A", "inf"], ["1", "N/A"]]), "is inf"),
+        (changed(MATRIX, bandwidth_matrix=[["N/A", "n/a"], ["1", "N/A"]]), "no number"),
+    ],
+)
+def test_nvbandwidth_that_is_refused(text: str, says: str) -> None:
+    with pytest.raises(MeasurementError, match=says) as caught:
+        nvbandwidth.parse(text)
+    assert "\n" not in caught.value.message
+
+
+def test_nvbandwidth_wants_the_tests_that_were_asked_for() -> None:
+    with pytest.raises(MeasurementError, match="no results of device_local_copy"):
+        nvbandwidth.parse(sample(MATRIX), ["device_local_copy"])
+
+
+def test_nvbandwidth_behind_words_of_a_library() -> None:
+    assert nvbandwidth.parse("a warning of a library\n" + sample(MATRIX))
+
+
+# --- p2pBandwidthLatencyTest, from its source ------------------------------------------------
+
+PAIRS = "from-source-p2pBandwidthLatencyTest.out"
+
+
+def test_pairs_without_access_are_told_from_peers() -> None:
+    readings = cuda_p2p.parse(sample(PAIRS))
+    write = {"test": "unidirectional-write", "p2p": "enabled"}
+    assert only(readings, **write, row="0", column="1").context["access"] == "peer"
+    assert only(readings, **write, row="0", column="1").value == 24.1
+    assert only(readings, **write, row="0", column="2").context["access"] == "host"
+    off = only(readings, test="bidirectional", p2p="disabled", row="0", column="1")
+    assert (off.context["access"], off.value) == ("host", 16.1)
+    latency = only(readings, test="latency-write", p2p="enabled", row="1", column="0")
+    assert (latency.quantity, latency.value) == ("latency", 3.5)
+    assert not [one for one in readings if one.context["row"] == one.context["column"]]
+    assert len(readings) == 6 * 6
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no two GPUs"),
+        (sample("from-source-p2pBandwidthLatencyTest-no-access.out"), "no GPU can access another"),
+        (
+            sample(PAIRS).replace(
+                "Bidirectional P2P=Enabled", "Cuda failure p2p.cu:9: 'out of memory'\n"
+            ),
+            "out of memory",
+        ),
+        (sample(PAIRS)[: sample(PAIRS).index("Bidirectional P2P=Enabled")], "ends before bidir"),
+        (sample(PAIRS)[: sample(PAIRS).index("P2P=Disabled Latency")], "ends before latency"),
+        (sample(PAIRS)[: sample(PAIRS).index("Bidirectional P2P=Disabled") - 20], "not whole"),
+        (
+            sample(PAIRS).replace("(P2P Writes) Matrix (GB/s)", "(P2P Writes) Matrix (MB/s)"),
+            "no unit",
+        ),
+        (sample(PAIRS).replace(" 24.10", "   nan"), "is nan"),
+    ],
+)
+def test_p2p_test_that_is_refused(text: str, says: str) -> None:
+    with pytest.raises(MeasurementError, match=says) as caught:
+        cuda_p2p.parse(text)
+    assert "\n" not in caught.value.message
+
+
+# --- nccl-tests, from their source -----------------------------------------------------------
+
+RESULTS = "from-source-nccl-tests-version-3.json"
+TABLE = "from-source-nccl-tests-table.out"
+
+
+@pytest.mark.parametrize("name", [RESULTS, "from-source-nccl-tests-version-1.json", TABLE])
+def test_nccl(name: str) -> None:
+    text = sample(name)
+    parsed = nccl.parse_table(text, "all_reduce_perf") if name == TABLE else nccl.parse(text)
+    assert [one.value for one in parsed] == [22.57, 22.61, 40.1, 40.3]
+    assert parsed[-1].context == {
+        "test": "all_reduce_perf",
+        "size": "4194304",
+        "type": "float",
+        "redop": "sum",
+        "place": "in",
+    }
+
+
+def with_(**changes: Any) -> str:
+    return json.dumps({**json.loads(sample(RESULTS)), **changes})
+
+
+def wrong(value: Any) -> str:
+    document = json.loads(sample(RESULTS))
+    document["results"][1]["in_place"]["nwrong"] = value
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        (sample(RESULTS)[:-200], "no whole JSON"),
+        (with_(version=4), "version 4; known are 1 to 3"),
+        (with_(version=None), "version None"),
+        (with_(results=[]), "no results"),
+        (json.dumps({"version": 3, "results": [{}]}), "has not ended"),
+        (with_(errors=["unhandled cuda error\nsecond line"]), "unhandled cuda error second"),
+        (with_(out_of_bounds={"count": 3, "okay": "false"}), "the data was wrong"),
+        (with_(out_of_bounds=None), "the data was wrong"),
+        (wrong(7.0), "7.0 elements of 4194304 bytes were wrong"),
+        (wrong("nan"), "is nan"),
+    ],
+)
+def test_nccl_file_that_is_refused(text: str, says: str) -> None:
+    with pytest.raises(MeasurementError, match=says) as caught:
+        nccl.parse(text)
+    assert "\n" not in caught.value.message
+
+
+def test_nccl_environment_is_not_kept() -> None:
+    kept = nccl.without_environment(sample(RESULTS))
+    assert "SECRET_TOKEN" not in kept
+    assert nccl.parse(kept) == nccl.parse(sample(RESULTS))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("(GB/s)", "(MB/s)", "other units"),
+        ("busbw", "speed", "other columns"),
+        ("values : 0 OK", "values : 5 FAILED", "5 values out of bounds"),
+        ("# Out of bounds", "# killed", "ends early"),
+        (" 22.61       0", " 22.61       3", "3 elements of 1048576 bytes were wrong"),
+        (" 22.61       0", " 22.61", "is not whole"),
+        (" 22.61       0", "   nan       0", "is nan"),
+    ],
+)
+def test_nccl_table_that_is_refused(old: str, new: str, says: str) -> None:
+    text = sample(TABLE)
+    assert old in text
+    with pytest.raises(MeasurementError, match=says):
+        nccl.parse_table(text.replace(old, new), "all_reduce_perf")
+
+
+def test_nccl_says_what_went_wrong() -> None:
+    said = (
+        "vm1: Test NCCL failure common.cu:1310 'unhandled cuda error "
+        "(run with NCCL_DEBUG=INFO for details) / '\n .. vm1 pid 71: Test failure common.cu:1087\n"
+    )
+    with pytest.raises(MeasurementError, match="unhandled cuda error"):
+        nccl.parse_table(said, "all_reduce_perf")
+    with pytest.raises(MeasurementError, match="printed no table"):
+        nccl.parse_table("", "all_reduce_perf")
