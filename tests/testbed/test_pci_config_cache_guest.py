@@ -224,12 +224,13 @@ def random_program(guest: Guest, operations: int = OPERATIONS, options: str = ""
     assert len(writable) == 5
     window, _ = lspci.ecam_window(guest.shell.read("/proc/iomem"))
     words = " ".join(f"-w {address}" for address in writable)
+    begun = time.monotonic()
     done = guest.shell.run(
         f"nm-fuzz {options} {words} -b {port} -r -v {pf} -i {edu} {SEED} {operations} {window:#x}",
         deadline_s=300 + operations * 2.0,
     )
     said: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    print(said)
+    print(f"{time.monotonic() - begun:.0f} s: {said}")
     unplug(guest)
     with driven(guest, pf):
         make_vfs(guest, pf, 0)
