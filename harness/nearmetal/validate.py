@@ -369,7 +369,8 @@ class LinuxBuild:
 
     def compile(self, source: Path, build: Path, targets: Sequence[str]) -> tuple[Diagnostic, ...]:
         """Build the targets with W=1; those whose sources do not exist are left out."""
-        present = [target for target in targets if _linux_source(source, target)]
+        wanted = dict.fromkeys(built_with(source, target) for target in targets)
+        present = [target for target in wanted if _linux_source(source, target)]
         if not present:
             return ()
         for target in present:
@@ -451,6 +452,22 @@ def linux_targets(touched: Sequence[Touched]) -> tuple[str, ...]:
                     break
     folders = tuple(target for target in targets if target.endswith("/"))
     return tuple(one for one in targets if one in folders or not one.startswith(folders))
+
+
+def built_with(source: Path, target: str) -> str:
+    """The object that a source is built into: that of a source beside it which includes it.
+
+    KUnit tests of static functions are included so (Documentation/dev-tools/kunit/usage.rst) and
+    do not compile by themselves. Other targets stay as they are.
+    """
+    if target.endswith("/"):
+        return target
+    stem = source / target
+    include = re.compile(rf'^#include "{re.escape(stem.with_suffix(".c").name)}"$', re.M)
+    for beside in sorted(stem.parent.glob("*.c")):
+        if include.search(beside.read_text(encoding="utf-8", errors="replace")):
+            return str(PurePosixPath(target).with_name(f"{beside.stem}.o"))
+    return target
 
 
 def _linux_source(source: Path, target: str) -> bool:

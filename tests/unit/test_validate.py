@@ -581,3 +581,15 @@ def test_headers_update_with_something_else_in_it_fails() -> None:
     text = IMPORT_PATCH + IMPORT_PATCH.replace("linux-headers/linux/kvm.h", "hw/net/a.c")
     findings = validate.judge_checkpatch("s", "p", IMPORT_REMARKS, text)
     assert {one.severity for one in findings} == {"error"}
+
+
+def test_an_included_source_is_built_with_the_one_that_includes_it(tmp_path: Path) -> None:
+    folder = tmp_path / "drivers" / "pci"
+    folder.mkdir(parents=True)
+    (folder / "p2p.c").write_text('#ifdef CONFIG_P2P_KUNIT\n#include "p2p-kunit.c"\n#endif\n')
+    (folder / "p2p-kunit.c").write_text("static void test(void) {}\n")
+    (folder / "pci.c").write_text('/* #include "p2p.c" */\n')
+    assert validate.built_with(tmp_path, "drivers/pci/p2p-kunit.o") == "drivers/pci/p2p.o"
+    assert validate.built_with(tmp_path, "drivers/pci/p2p.o") == "drivers/pci/p2p.o"
+    assert validate.built_with(tmp_path, "drivers/pci/") == "drivers/pci/"
+    assert validate.built_with(tmp_path, "drivers/gone/none.o") == "drivers/gone/none.o"
