@@ -42,6 +42,8 @@ class NearmetalError(Exception):
         self.detail = detail
         if status is not None:
             self.status = status
+        if detail:
+            self.add_note(detail)  # a test that fails with it shows that
 
 
 class UsageError(NearmetalError):

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import paramiko
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from . import ui
 from .builds import Image, Kernel, Keys, Qemu
@@ -36,6 +36,8 @@ from .shell import Address, Running, Shell, connect
 BOOT_DEADLINE_S = 600.0
 """On a busy machine a guest of the emulated Intel host took 230 s."""
 LOGIN_DEADLINE_S = 240.0
+ENDING_S = 3.0
+"""A QEMU that dies may dump its core first."""
 CMDLINE = "console=ttyS0 panic=-1 oops=panic nokaslr quiet loglevel=5"
 
 
@@ -117,7 +119,7 @@ class _Qmp:
 
     def __init__(self, channel: paramiko.Channel, name: str, errors: Path) -> None:
         self._name = name
-        self._channel = channel
+        self._channel = channel  # QEMU's standard input and output
         ours, theirs = socket.socketpair()
         self._errors = errors
         self._loop = asyncio.new_event_loop()
@@ -131,12 +133,22 @@ class _Qmp:
         try:
             self._wait(self._client.connect(theirs), 60.0)
         except (QMPError, OSError, TimeoutError):
-            time.sleep(0.3)
-            said = errors.read_text(errors="replace") if errors.exists() else ""
             raise MeasurementError(
-                f"{name}: QEMU did not start",
-                detail=said[-2000:] or "it said nothing",
+                f"{name}: QEMU did not start", detail=self._last_words()
             ) from None
+
+    def _last_words(self) -> str:
+        """How QEMU ended, if it did, and the end of what it said on standard error."""
+        end = time.monotonic() + ENDING_S
+        while not self._channel.exit_status_ready() and time.monotonic() < end:
+            time.sleep(0.05)
+        ending = "QEMU is there still"
+        if self._channel.exit_status_ready():
+            # paramiko knows no "exit-signal" (RFC 4254 section 6.10), and keeps its -1
+            status = self._channel.recv_exit_status()
+            ending = "a signal ended QEMU" if status < 0 else f"QEMU ended with status {status}"
+        said = self._errors.read_text(errors="replace") if self._errors.exists() else ""
+        return f"{ending}; it said:\n{said[-2000:] or 'nothing'}"
 
     def _from_channel(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -165,7 +177,9 @@ class _Qmp:
             return self._wait(self._client.execute(command, arguments), deadline_s)
         except (QMPError, OSError, TimeoutError) as error:
             raise MeasurementError(
-                f"{self._name}: QMP command {command}: {error or type(error).__name__}"
+                f"{self._name}: QMP command {command}: {error or type(error).__name__}",
+                # an answer that says no is no trouble of the connection
+                detail=None if isinstance(error, ExecuteError) else self._last_words(),
             ) from None
 
     def close(self) -> None:

@@ -34,3 +34,8 @@ def test_warning_does_not_end_what_runs_but_fails_the_check(tmp_path: Path) -> N
     console.broken()
     with pytest.raises(MeasurementError, match="WARNING"):
         console.check()
+
+
+def test_a_failed_test_shows_the_detail() -> None:
+    """pytest prints an exception's notes; the console's last lines are in there."""
+    assert MeasurementError("QEMU ended", detail="its last words").__notes__ == ["its last words"]
