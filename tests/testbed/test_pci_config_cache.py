@@ -25,35 +25,41 @@ SELFTEST_DEADLINE_S = 400.0
 """With all iterations 28 s on a quiet machine of 2 cores, 80 s on one with a load of 8."""
 
 
+def switched_on(conf: Settings) -> variants.Config:
+    """The series' own variant ``on``."""
+    every = variants.configs(series.load_series(conf.repo / "patches"), ("on",))
+    return next(one for one in every if one.series == "pci-config-cache")
+
+
 @pytest.fixture(scope="module")
-def off(conf: Settings) -> variants.Config:
-    return variants.configs(series.load_series(conf.repo / "patches"), ("off",))[0]
+def on(conf: Settings) -> variants.Config:
+    return switched_on(conf)
 
 
 @contextmanager
 def patched(
-    conf: Settings, cache: Cache, off: variants.Config, logs: Path, cpus: int = 2
+    conf: Settings, cache: Cache, on: variants.Config, logs: Path, cpus: int = 2
 ) -> Iterator[Host]:
     """An emulated host with every product patch in its kernel."""
-    made = run.build_all(conf, cache, [off], with_testbed=True)
+    made = run.build_all(conf, cache, [on], with_testbed=True)
     with (
         cache.lock("testbed"),
-        run.host_for(conf, cache, made, off, None, logs, cpus=cpus) as machine,
+        run.host_for(conf, cache, made, on, None, logs, cpus=cpus) as machine,
     ):
-        machine.load_kvm()
+        machine.load_kvm(on.modules)
         yield machine
 
 
 def selftest(
     conf: Settings,
     cache: Cache,
-    off: variants.Config,
+    on: variants.Config,
     machine: Host,
     program: str,
     options: str = "",
 ) -> None:
     linux = sources.obtain(conf, cache, "linux")
-    folder = builds.kvm_selftests(conf, cache, linux, SELFTESTS, patches=off.linux_patches)
+    folder = builds.kvm_selftests(conf, cache, linux, SELFTESTS, patches=on.linux_patches)
     name = Path(program).name
     words = f" -s {SEED}{options}" if "pci_config" in name else ""
     machine.forget_log()
@@ -68,24 +74,23 @@ def selftest(
 
 @pytest.fixture(scope="module")
 def one_cpu(
-    conf: Settings, cache: Cache, off: variants.Config, tmp_path_factory: pytest.TempPathFactory
+    conf: Settings, cache: Cache, on: variants.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Host]:
-    with patched(conf, cache, off, tmp_path_factory.mktemp("logs"), 1) as machine:
+    with patched(conf, cache, on, tmp_path_factory.mktemp("logs"), 1) as machine:
         yield machine
 
 
 @pytest.mark.parametrize("program", SELFTESTS)
 def test_selftest_passes(
-    conf: Settings, cache: Cache, off: variants.Config, one_cpu: Host, program: str
+    conf: Settings, cache: Cache, on: variants.Config, one_cpu: Host, program: str
 ) -> None:
     """On one CPU: with two, the emulated host itself breaks now and then (docs/testbed.md)."""
-    selftest(conf, cache, off, one_cpu, program, f" -n {ITERATIONS}")
+    selftest(conf, cache, on, one_cpu, program, f" -n {ITERATIONS}")
 
 
 def patched_qemu(conf: Settings, cache: Cache) -> builds.Qemu:
     source = sources.obtain(conf, cache, "qemu")
-    off = variants.configs(series.load_series(conf.repo / "patches"), ("off",))[0]
-    return builds.qemu(conf, cache, source, patches=off.qemu_patches)
+    return builds.qemu(conf, cache, source, patches=switched_on(conf).qemu_patches)
 
 
 def start_qemu(machine: Host, qemu: builds.Qemu, value: str) -> Result:
@@ -111,8 +116,8 @@ def test_qemu_on_a_kernel_with_it(conf: Settings, cache: Cache, one_cpu: Host, v
 @pytest.mark.nightly
 @pytest.mark.parametrize("program", SELFTESTS)
 def test_selftest_passes_on_two_cpus(
-    conf: Settings, cache: Cache, off: variants.Config, tmp_path: Path, program: str
+    conf: Settings, cache: Cache, on: variants.Config, tmp_path: Path, program: str
 ) -> None:
     """A failure here has to be looked at: the emulator's, or ours?"""
-    with patched(conf, cache, off, tmp_path, 2) as machine:
-        selftest(conf, cache, off, machine, program)
+    with patched(conf, cache, on, tmp_path, 2) as machine:
+        selftest(conf, cache, on, machine, program)
