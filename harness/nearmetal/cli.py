@@ -37,6 +37,7 @@ from .cache import Cache
 from .catalogue import TESTS, nearest
 from .errors import Exit, NearmetalError, UsageError
 from .guest import running_guest
+from .measure.p2p import SETUPS
 from .model import VARIANTS, Variant
 from .settings import Settings
 
@@ -175,6 +176,12 @@ def parser() -> argparse.ArgumentParser:
     target(one)
     one.add_argument(
         "--variant", metavar="VARIANT", default="vanilla", help="which variant (default: vanilla)"
+    )
+    one.add_argument(
+        "--series",
+        metavar="NAME",
+        help="which series is on, with --variant on (default: the first); of one with set-ups"
+        " of its own, the guest is that of the last",
     )
     one.add_argument("--no-guest", action="store_true", help="only the host")
 
@@ -325,30 +332,50 @@ def _run(options: argparse.Namespace, conf: Settings) -> int:
 
 def _boot(options: argparse.Namespace, conf: Settings) -> int:
     every = series.load_series(conf.repo / "patches")
-    plan = variants.configs(every, _variants([options.variant]))
+    config = _one_config(
+        variants.configs(every, _variants([options.variant])), options.variant, options.series
+    )
     server = _server(options)
     cache = Cache(conf.cache_dir).open()
-    built = run.build_all(conf, cache, plan, with_testbed=server is None)
+    built = run.build_all(conf, cache, [config], with_testbed=server is None)
     logs = conf.results_dir / "boot"
     logs.mkdir(parents=True, exist_ok=True)
-    with run.host_for(conf, cache, built, plan[0], server, logs) as host:
+    with run.host_for(conf, cache, built, config, server, logs) as host:
         here = cachecmd.Session(host=host.shell.address, guest=None)
         if options.no_guest:
             with cachecmd.session(cache, here):
                 _wait("the host is up: 'nearmetal ssh host'; Ctrl-C ends it")
             return Exit.OK
-        host.load_kvm(plan[0].modules)
+        host.load_kvm(config.modules)
         assigned = host.assigned
-        parts = run.guest_parts(conf, cache, built, plan[0], host, assigned)
+        parts = run.guest_parts(conf, cache, built, config, host, assigned)
+        if config.setups:
+            parts, _ = run.for_setup(parts, SETUPS[config.setups[-1]], host)
         with (
+            host.parameters(config.modules),
             host.vfio(assigned),
-            running_guest(host, parts, logs=logs, label=plan[0].label) as guest,
+            running_guest(host, parts, logs=logs, label=config.label) as guest,
             cachecmd.session(
                 cache, cachecmd.Session(host=host.shell.address, guest=guest.shell.address)
             ),
         ):
             _wait("host and guest are up: 'nearmetal ssh host' or '... guest'; Ctrl-C ends them")
     return Exit.OK
+
+
+def _one_config(plan: Sequence[variants.Config], variant: str, name: str | None) -> variants.Config:
+    """The one to boot. Raises UsageError for a series that no variant of the plan switches on."""
+    if name is None:
+        return plan[0]
+    if variant != "on":
+        raise UsageError(
+            f"--series says what is on, and nothing is in the variant '{variant}'",
+            hint="add --variant on, or leave --series out",
+        )
+    found = {config.series: config for config in plan if config.series}
+    if name not in found:
+        raise UsageError(f"there is no series '{name}' to switch on", hint=nearest(name, [*found]))
+    return found[name]
 
 
 def _wait(text: str) -> None:

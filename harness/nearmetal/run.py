@@ -21,6 +21,7 @@ from .catalogue import CATALOGUE, TESTS, nearest, planned
 from .errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, UsageError
 from .guest import Guest, GuestParts, running_guest
 from .host import Host, reach
+from .layout import Range
 from .measure import bench, instructions, lspci, p2p, routes, tools, vmexit
 from .model import Build, Measurement, Missing, Report, RunInfo, Skipped, Variant
 from .settings import Settings
@@ -318,6 +319,27 @@ def guest_parts(
         accel=config.accel.get(host.facts.kvm_module, {}),
         extra=config.qemu_args,
     )
+
+
+def for_setup(
+    parts: GuestParts, setup: p2p.Setup, host: Host
+) -> tuple[GuestParts, Mapping[str, Range]]:
+    """The guest of one set-up of p2p, and the ranges of its RAM that rows are made for.
+
+    Raises MeasurementError where the set-up wants a switch that redirects, and it does not.
+    """
+    parts = dataclasses.replace(parts, iommufd=setup.iommufd)
+    if setup.control:
+        parts = dataclasses.replace(parts, extra=())
+    if not setup.direct:
+        return parts, p2p.ANYWHERE
+    layout = p2p.layout(host)
+    parts = dataclasses.replace(
+        parts, memory_mib=layout.memory_mib, machine=layout.machine(), host_addresses=True
+    )
+    if host.store is not None:
+        p2p.check_redirected(routes.read(host.shell))
+    return parts, {"below-window": layout.below, "behind-window": layout.behind}
 
 
 def measure_variant(
@@ -689,20 +711,7 @@ def _setup(job: _Job, config: Config, setup: p2p.Setup, host: Host, here: Path) 
             stack.enter_context(host.parameters(config.modules))
             stack.enter_context(host.vfio(assigned))
             parts = guest_parts(job.settings, job.cache, job.built, config, host, assigned)
-            parts = dataclasses.replace(parts, iommufd=setup.iommufd)
-            if setup.control:
-                parts = dataclasses.replace(parts, extra=())
-            if setup.direct:
-                layout = p2p.layout(host)
-                ranges = {"below-window": layout.below, "behind-window": layout.behind}
-                parts = dataclasses.replace(
-                    parts,
-                    memory_mib=layout.memory_mib,
-                    machine=layout.machine(),
-                    host_addresses=True,
-                )
-                if host.store is not None:
-                    p2p.check_redirected(routes.read(host.shell))
+            parts, ranges = for_setup(parts, setup, host)
             label = f"{config.label}-{setup.name}" if config.setups else config.label
             guest = stack.enter_context(running_guest(host, parts, logs=here, label=label))
             job.found.boot_retries += guest.boot_retries

@@ -80,3 +80,18 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for command in ("doctor", "build", "run", "boot", "ssh", "tree", "validate", "report"):
         assert command in said
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--series", "direct-p2p"], "add --variant on"),
+        (["--variant", "on", "--series", "direct-p2"], "did you mean 'direct-p2p'?"),
+    ],
+)
+def test_boot_of_a_series_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], words: list[str], wanted: str
+) -> None:
+    code, said = status(["boot", *words], capsys)
+    assert code == 2
+    assert wanted in said
