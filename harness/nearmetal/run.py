@@ -221,14 +221,13 @@ def host_for(
     logs: Path,
     found: _Found | None = None,
     *,
-    cpus: int = 2,
     iommu: bool = True,
     ats: bool = False,
     extra: tuple[str, ...] = (),
 ) -> Iterator[Host]:
     """The host that a variant runs on: the emulated one, booted now, or a server.
 
-    ``cpus``, ``iommu``, ``ats`` and ``extra`` are for the emulated one (testbed.Parts).
+    ``iommu``, ``ats`` and ``extra`` are for the emulated one (testbed.Parts).
     """
     if server is not None:
         with cache.lock(f"host-{server.name}"):
@@ -258,7 +257,6 @@ def host_for(
             keys=keys,
             store=store,
             counter=built.counter,
-            cpus=cpus,
             iommu=iommu,
             ats=ats,
             extra=extra,
