@@ -209,10 +209,12 @@ def parse_build(output: str, source: Path, build: Path) -> tuple[Diagnostic, ...
     """Warnings and errors of gcc, objtool, kernel-doc, make, ninja and meson, each once.
 
     Files are given relative to ``source``; a header's warning that many objects repeat is
-    one. That make or ninja failed is told only where no compiler said why.
+    one. That make or ninja failed is told only where no compiler said why, and what was said
+    before where make says no more than what it deletes.
     """
     found: dict[Diagnostic, None] = {}
     tools: dict[Diagnostic, None] = {}
+    last = ""
     for raw in output.splitlines():
         line = raw.rstrip().translate(_PLAIN_QUOTES)
         if match := _GCC.match(line) or _OBJTOOL.match(line):
@@ -225,10 +227,16 @@ def parse_build(output: str, source: Path, build: Path) -> tuple[Diagnostic, ...
         elif match := _KERNEL_DOC.match(line):
             file = _relative(match["file"], source, build)
             found[Diagnostic(file, int(match["line"]), "warning", match["text"])] = None
-        elif (match := _MAKE.match(line)) and not _MAKE_ECHO.search(match["text"]):
-            tools[Diagnostic("", 0, "error", match["text"].rstrip("."))] = None
+        elif match := _MAKE.match(line):
+            if not _MAKE_ECHO.search(match["text"]):
+                text = match["text"].rstrip(".")
+                if text.startswith("Deleting file") and last:
+                    text = f"{text} after: {last}"
+                tools[Diagnostic("", 0, "error", text)] = None
         elif match := _NINJA.match(line):
             tools[Diagnostic("", 0, "error", match["text"].strip())] = None
+        else:
+            last = line.strip() or last
     if any(one.kind == "error" for one in found):
         return tuple(found)
     return (*found, *tools)

@@ -144,6 +144,17 @@ def test_the_echo_of_an_error_is_not_another_one() -> None:
     )
 
 
+def test_what_no_compiler_said_is_told_with_what_came_before() -> None:
+    output = (
+        "  CC      a.o\n"
+        "ccache: error: no space left\n"
+        "make[4]: *** [../source/scripts/Makefile.build:290: a.o] Error 1\n"
+        "make[4]: *** Deleting file 'a.o'\n"
+    )
+    (found,) = validate.parse_build(output, SOURCE, BUILD)
+    assert found.text == "Deleting file 'a.o' after: ccache: error: no space left"
+
+
 def test_objtool_and_kernel_doc_are_heard() -> None:
     output = (
         "arch/x86/kvm/x86.o: warning: objtool: f+0x12: unreachable instruction\n"
