@@ -183,9 +183,7 @@ def test_kvm_knows_functions_and_forgets_them_when_switched_off(guest: Guest) ->
         guest.qmp("qom-set", path=lspci.HOST_BRIDGE, property=lspci.CACHE_ACTIVE, value="yes")
 
 
-@pytest.mark.nightly
 def test_stopped_guest_continues_with_an_empty_table(guest: Guest) -> None:
-    """Nightly: the guest hung behind it once in three times (docs/testbed.md)."""
     guest.shell.run("lspci -xxx", deadline_s=120)
     assert states(guest)[0] > 0
     guest.qmp("stop")
