@@ -83,7 +83,8 @@ def test_more_functions_than_the_table_holds_are_served_by_exits(guest: Guest) -
         path = lspci.HOST_BRIDGE
         return int(guest.qmp("qom-get", path=path, property="config-cache-rejected"))
 
-    assert rejected() == 0
+    # Linux looks for functions on more buses than there are, as it boots
+    before = rejected()
     there = len(addresses(guest, ""))
     window, _ = lspci.ecam_window(guest.shell.read("/proc/iomem"))
     for _ in range(2):
@@ -93,5 +94,5 @@ def test_more_functions_than_the_table_holds_are_served_by_exits(guest: Guest) -
         assert said["mismatches"] == 0, said["first"]
         assert said["port_reads"] > 65536
         assert MAX_ABSENT <= states(guest)[0] <= MAX_ABSENT + there
-    assert rejected() > 65536
+    assert rejected() > before + 65536
     bytes_are_equal(guest)

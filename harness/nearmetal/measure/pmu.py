@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from .. import ui
 from ..errors import MeasurementError
 from ..model import Measurement
 from ..tracing import AMD_SWITCHES, INTEL_SWITCHES, Exits
@@ -50,6 +51,8 @@ EXACT_RUNS = 5
 LEAK_RUNS = 40
 LEAK_EXITS = 20
 
+ATTEMPTS = 3
+
 _DEADLINE_S = 300.0
 _LOG = "/tmp/nm-perf"
 
@@ -77,6 +80,8 @@ class Agent:
 
     name: str
     command: str
+    reprograms: bool = False
+    """Whether it cannot but write selectors between its marks, which exits in all variants."""
 
 
 def agents(*, amd: bool) -> tuple[Agent, ...]:
@@ -88,8 +93,13 @@ def agents(*, amd: bool) -> tuple[Agent, ...]:
             "multiplex",
             f"{perf} -a -I 1 -e {EVENTS} -- nm-pmu spin {MULTIPLEX_LOOPS} > /dev/null && "
             f'echo "{{\\"samples\\": $(grep -c ",,instructions," {_LOG})}}"',
+            reprograms=True,
         ),
-        Agent("tasks", f"{perf} -i -e instructions:u,branches:u -- nm-pmu switch {ROUNDS}"),
+        Agent(
+            "tasks",
+            f"{perf} -i -e instructions:u,branches:u -- nm-pmu switch {ROUNDS}",
+            reprograms=True,
+        ),
         Agent(
             "profile",
             f"perf record -q -e instructions:u -c {PROFILE_PERIOD} -o {_LOG} -- "
@@ -162,11 +172,21 @@ def _one_agent(bench: Bench, agent: Agent, amd: bool) -> tuple[list[Measurement]
     counted = amd or bench.host.shell.run(f"cat {MEDIATED}").stdout.strip() == "Y"
     switches = (AMD_SWITCHES if amd else INTEL_SWITCHES) if counted else None
 
-    before = overflow_interrupts(bench.host.shell.run("cat /proc/interrupts").stdout)
-    said, exits = bench.traced(
-        f"pmu-{agent.name}", agent.command, deadline_s=_DEADLINE_S, switches=switches
-    )
-    after = overflow_interrupts(bench.host.shell.run("cat /proc/interrupts").stdout)
+    for attempt in range(ATTEMPTS):
+        before = overflow_interrupts(bench.host.shell.run("cat /proc/interrupts").stdout)
+        said, exits = bench.traced(
+            f"pmu-{agent.name}", agent.command, deadline_s=_DEADLINE_S, switches=switches
+        )
+        after = overflow_interrupts(bench.host.shell.run("cat /proc/interrupts").stdout)
+        if not agent.reprograms or pmu_exits(exits):
+            break
+        # seen once on an emulated host that got no timer interrupt in all that time
+        if attempt + 1 == ATTEMPTS:
+            raise MeasurementError(
+                f"the agent {agent.name} wrote no selector between its marks",
+                detail=agent.command,
+            )
+        ui.warn(f"the agent {agent.name} wrote no selector between its marks; once more")
     samples = said["samples"]
     if not samples:
         raise MeasurementError(f"the agent {agent.name} took no sample", detail=agent.command)
