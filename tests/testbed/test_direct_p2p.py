@@ -393,8 +393,10 @@ def place(machine: Place) -> Iterator[Place]:
 @contextmanager
 def settled(place: Place) -> Iterator[None]:
     place.settle()
-    yield
-    end_programs(place)
+    try:
+        yield
+    finally:
+        end_programs(place)
     assert place.acs() == place.before
     place.host.check()
 
@@ -615,6 +617,8 @@ def test_nothing_reaches_a_function_of_nobody(place: Place) -> None:
     owner.do("close", third)
     assert flags(place, owner) == 0
     assert place.command("third") & MEMORY
+    # its driver lets it sleep
+    place.stay_awake("third")
     attack(place, owner, "third")
 
 
