@@ -71,6 +71,10 @@ class Stored:
     """Whether it was made just now rather than found."""
 
 
+_HELD: set[Path] = set()
+"""The locks that this process has."""
+
+
 @dataclass(frozen=True)
 class Cache:
     """The cache below one directory."""
@@ -91,7 +95,10 @@ class Cache:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Hold the named lock; tells when it has to wait and for whom."""
+        """Hold the named lock; tells when it has to wait and for whom.
+
+        Raises RuntimeError where this process has it already, and would wait for itself.
+        """
         path = self.root / "locks" / name.replace("/", "_")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+") as stream:
@@ -104,9 +111,10 @@ class Cache:
                 except BlockingIOError:
                     if not told:
                         stream.seek(0)
-                        ui.say(
-                            f"    waiting for process {stream.read().strip()}, which does {name}"
-                        )
+                        holder = stream.read().strip()
+                        if path in _HELD:
+                            raise RuntimeError(f"this process holds '{name}' already") from None
+                        ui.say(f"    waiting for process {holder}, which does {name}")
                         told = True
                     if time.monotonic() > deadline:
                         raise EnvironmentBroken(
@@ -118,7 +126,11 @@ class Cache:
             stream.truncate()
             stream.write(str(os.getpid()))
             stream.flush()
-            yield
+            _HELD.add(path)
+            try:
+                yield
+            finally:
+                _HELD.discard(path)
 
     def find(self, kind: str, key: str) -> Stored | None:
         """The thing if it is in the store."""

@@ -40,7 +40,7 @@ def intel_built(intel: Settings, cache: Cache, vanilla: variants.Config) -> run.
     return run.build_all(intel, cache, [vanilla], with_testbed=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def intel_host(
     intel: Settings,
     cache: Cache,
@@ -57,27 +57,30 @@ def intel_host(
         yield machine
 
 
-def test_the_host_is_an_emulated_intel(intel_host: Host) -> None:
-    assert intel_host.facts.provenance == "emulated"
-    assert intel_host.facts.kvm_module == "kvm_intel"
-    for name in ("ept", "unrestricted_guest", "vpid", "enable_apicv"):
-        assert intel_host.shell.read(f"/sys/module/kvm_intel/parameters/{name}").strip() == "Y"
+class TestVanilla:
+    """Each class has a host of its own: there is one testbed at a time."""
 
+    def test_the_host_is_an_emulated_intel(self, intel_host: Host) -> None:
+        assert intel_host.facts.provenance == "emulated"
+        assert intel_host.facts.kvm_module == "kvm_intel"
+        for name in ("ept", "unrestricted_guest", "vpid", "enable_apicv"):
+            assert intel_host.shell.read(f"/sys/module/kvm_intel/parameters/{name}").strip() == "Y"
 
-def test_a_guest_runs_on_it(
-    intel: Settings,
-    cache: Cache,
-    intel_built: run.Built,
-    vanilla: variants.Config,
-    intel_host: Host,
-    tmp_path: Path,
-) -> None:
-    parts = run.guest_parts(intel, cache, intel_built, vanilla, intel_host, [])
-    with running_guest(intel_host, parts, logs=tmp_path, label="vanilla") as guest:
-        assert "GenuineIntel" in guest.shell.read("/proc/cpuinfo")
-        assert "kvm" in guest.shell.read(
-            "/sys/devices/system/clocksource/clocksource0/available_clocksource"
-        )
+    def test_a_guest_runs_on_it(
+        self,
+        intel: Settings,
+        cache: Cache,
+        intel_built: run.Built,
+        vanilla: variants.Config,
+        intel_host: Host,
+        tmp_path: Path,
+    ) -> None:
+        parts = run.guest_parts(intel, cache, intel_built, vanilla, intel_host, [])
+        with running_guest(intel_host, parts, logs=tmp_path, label="vanilla") as guest:
+            assert "GenuineIntel" in guest.shell.read("/proc/cpuinfo")
+            assert "kvm" in guest.shell.read(
+                "/sys/devices/system/clocksource/clocksource0/available_clocksource"
+            )
 
 
 NEEDED = (
@@ -125,7 +128,7 @@ def patched(intel: Settings) -> variants.Config:
     return pmu.patched_config(intel, NEEDED)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def place(
     intel: Settings,
     cache: Cache,
@@ -136,35 +139,39 @@ def place(
         yield pair
 
 
-@pytest.mark.parametrize("program", SELFTESTS)
-def test_selftest_passes(
-    intel: Settings,
-    cache: Cache,
-    patched: variants.Config,
-    place: tuple[Host, run.Built],
-    program: str,
-) -> None:
-    pmu.selftest(intel, cache, patched, place[0], program, SELFTESTS)
+class TestMediated:
+    """With the series, and KVM's mediated PMU."""
 
+    @pytest.mark.parametrize("program", SELFTESTS)
+    def test_selftest_passes(
+        self,
+        intel: Settings,
+        cache: Cache,
+        patched: variants.Config,
+        place: tuple[Host, run.Built],
+        program: str,
+    ) -> None:
+        pmu.selftest(intel, cache, patched, place[0], program, SELFTESTS)
 
-def test_a_guest_samples_by_interrupts_of_its_own(
-    intel: Settings,
-    cache: Cache,
-    patched: variants.Config,
-    place: tuple[Host, run.Built],
-    tmp_path: Path,
-) -> None:
-    """With selectors passed through: each sample is one interrupt in the host's row VPMI."""
-    machine, made = place
-    parts = run.guest_parts(intel, cache, made, patched, machine, [])
-    parts = dataclasses.replace(parts, accel={"pmu-passthrough": "on"})
-    with running_guest(machine, parts, logs=tmp_path, label="profile") as guest:
-        before = overflow_interrupts(machine.shell.read("/proc/interrupts"))
-        taken = int(guest.shell.run(PROFILE, deadline_s=300).stdout)
-        after = overflow_interrupts(machine.shell.read("/proc/interrupts"))
-    assert taken == SAMPLES
-    assert after - before == SAMPLES
-    machine.check()
+    def test_a_guest_samples_by_interrupts_of_its_own(
+        self,
+        intel: Settings,
+        cache: Cache,
+        patched: variants.Config,
+        place: tuple[Host, run.Built],
+        tmp_path: Path,
+    ) -> None:
+        """With selectors passed through: each sample is one interrupt in the host's row VPMI."""
+        machine, made = place
+        parts = run.guest_parts(intel, cache, made, patched, machine, [])
+        parts = dataclasses.replace(parts, accel={"pmu-passthrough": "on"})
+        with running_guest(machine, parts, logs=tmp_path, label="profile") as guest:
+            before = overflow_interrupts(machine.shell.read("/proc/interrupts"))
+            taken = int(guest.shell.run(PROFILE, deadline_s=300).stdout)
+            after = overflow_interrupts(machine.shell.read("/proc/interrupts"))
+        assert taken == SAMPLES
+        assert after - before == SAMPLES
+        machine.check()
 
 
 def test_the_emulator_dies_with_the_harness(intel: Settings, tmp_path: Path) -> None:

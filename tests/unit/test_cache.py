@@ -132,3 +132,12 @@ def test_tree_hash_sees_content_mode_and_links(tmp_path: Path) -> None:
     third = sha256_tree(tmp_path)
     (tmp_path / "a").write_text("2")
     assert len({first, second, third, sha256_tree(tmp_path)}) == 4
+
+
+def test_a_process_does_not_wait_for_itself(tmp_path: Path) -> None:
+    cache = Cache(tmp_path).open()
+    with cache.lock("testbed"):
+        with pytest.raises(RuntimeError, match="holds 'testbed' already"), cache.lock("testbed"):
+            pass
+    with cache.lock("testbed"):
+        pass
