@@ -136,8 +136,7 @@ def test_tree_hash_sees_content_mode_and_links(tmp_path: Path) -> None:
 
 def test_a_process_does_not_wait_for_itself(tmp_path: Path) -> None:
     cache = Cache(tmp_path).open()
-    with cache.lock("testbed"):
-        with pytest.raises(RuntimeError, match="holds 'testbed' already"), cache.lock("testbed"):
-            pass
+    with cache.lock("testbed"), pytest.raises(RuntimeError, match="holds 'testbed' already"):
+        cache.lock("testbed").__enter__()
     with cache.lock("testbed"):
         pass
