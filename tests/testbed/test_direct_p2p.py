@@ -818,6 +818,29 @@ def test_virtual_functions_wait_for_the_end(place: Place) -> None:
     assert claim(place, owner, peer) == 0
 
 
+def test_a_function_that_is_being_reset_is_given_back_later(place: Place) -> None:
+    """Neither a claim nor its end waits for whoever resets a function of nobody."""
+    owner, other = place.program(), place.program()
+    peer = open_both(place, owner)
+    third = place.functions["third"]
+    place.stay_awake("third")
+    found = place.command("third")
+    reset = f"echo 1 > {PCI}/{third}/reset"
+    resets = place.host.shell.start(f"for i in $(seq 40); do {reset}; sleep 0.02; done")
+    claims = 0
+    while not resets.ended:
+        claims += claim(place, owner, peer) == 0
+        if flags(place, owner) == ENABLE:
+            release(place, owner)
+        assert place.acs() == place.before
+    resets.close()
+    assert claims > 0
+    wait_for(lambda: place.command("third") == found)
+    wait_for(lambda: other.ask("open", third)["errno"] == 0)
+    other.do("close", third)
+    assert claim(place, owner, peer) == 0
+
+
 # -- what takes longer
 
 
