@@ -210,6 +210,10 @@ ISOLATION_MUTANTS: dict[str, tuple[Callable[[isolation.Place], None], str]] = {
         isolation.test_nothing_reaches_a_function_of_nobody,
         isolation.ARRIVED,
     ),
+    "linux-direct-p2p-nobodys-function-is-enabled": (
+        isolation.test_a_function_of_nobody_is_kept_from_all,
+        isolation.ENABLED,
+    ),
     "linux-direct-p2p-one-function-is-not-owned": (
         isolation.test_a_function_of_the_host_keeps_the_switch_from_users,
         isolation.NOT_OWNED,
@@ -217,6 +221,10 @@ ISOLATION_MUTANTS: dict[str, tuple[Callable[[isolation.Place], None], str]] = {
     "linux-direct-p2p-override-is-forgotten": (
         isolation.test_resets_leave_the_claim_as_it_is,
         isolation.NOT_KEPT,
+    ),
+    "linux-direct-p2p-removed-function-is-not-seen": (
+        isolation.test_a_function_that_was_removed_is_still_there,
+        isolation.STRANGER,
     ),
 }
 """Proof, and what it says when it fails: a mutant that breaks something else is not caught.

@@ -70,6 +70,8 @@ NOT_KEPT = "a reset changed ACS Control of a claimed switch"
 NOT_OWNED = "claimed, although a function below belongs to the host"
 ADDED = "a function was added below a claimed switch"
 ARRIVED = "bytes arrived at a function of nobody"
+STRANGER = "claimed, although a function below was removed and is still there"
+ENABLED = "a function of nobody was enabled below a claimed switch"
 """What proofs say when they fail: tests/mutants holds each mutant against its proof's."""
 ENABLE, FAILED = 1, 2
 """VFIO_PCI_DIRECT_P2P_ENABLE, VFIO_PCI_DIRECT_P2P_FAILED"""
@@ -564,9 +566,17 @@ def test_a_function_of_nobody_is_kept_from_all(place: Place) -> None:
         check=False,
     )
     assert place.driver("third") == ""
+    # nor is a driver needed to have it decode addresses
+    assert place.command("third") & (MEMORY | IO) == 0
+    place.sh(f"echo 1 > {PCI}/{third}/enable", check=False)
+    assert place.sh(f"cat {PCI}/{third}/enable") == "0", ENABLED
+    assert place.command("third") & (MEMORY | IO) == 0
     assert flags(place, owner) == ENABLE
     assert write_to_peer(place, owner).direct == 4 * BYTES
     release(place, owner)
+    place.sh(f"echo 1 > {PCI}/{third}/enable")
+    assert place.command("third") & MEMORY
+    place.sh(f"echo 0 > {PCI}/{third}/enable")
     place.sh(f"echo {third} > /sys/bus/pci/drivers/nvme/bind")
     assert place.driver("third") == "nvme"
     attack(place, owner, "third")
@@ -741,19 +751,52 @@ def test_resets_leave_the_claim_as_it_is(place: Place) -> None:
     assert place.acs() == place.before
 
 
-def test_what_comes_by_a_rescan_waits_for_the_end(place: Place) -> None:
+def test_a_function_that_was_removed_is_still_there(place: Place) -> None:
+    """Nobody can own it, and it decodes addresses as before."""
     owner = place.program()
     peer = open_both(place, owner)
     address = place.functions["virtual"]
     place.sh(f"echo 1 > {PCI}/{address}/remove")
     assert not place.there(address)
+    code = claim(place, owner, peer)
+    assert code == EOPNOTSUPP, STRANGER
+    assert place.acs() == place.before
+    # the same for a port: what is below it is not known either
+    port = place.ports["virtual"]
+    place.sh("echo 1 > /sys/bus/pci/rescan")
+    place.host.bind_vfio(address)
     assert claim(place, owner, peer) == 0
+    release(place, owner)
+    place.sh(f"echo 1 > {PCI}/{port}/remove")
+    assert claim(place, owner, peer) == EOPNOTSUPP
+    place.sh("echo 1 > /sys/bus/pci/rescan")
+    assert place.there(address)
+    assert claim(place, owner, peer) == EPERM
+    place.host.bind_vfio(address)
+    assert claim(place, owner, peer) == 0
+
+
+def test_what_comes_by_a_rescan_waits_for_the_end(place: Place) -> None:
+    """It doesn't answer at first: the bus number of its port leads nowhere."""
+    owner = place.program()
+    peer = open_both(place, owner)
+    address, port = place.functions["virtual"], place.ports["virtual"]
+    # what sleeps gets its bus numbers back when it wakes up
+    place.sh(f"[ ! -e {PCI}/{port}/power/control ] || echo on > {PCI}/{port}/power/control")
+    place.sh(f"echo 1 > {PCI}/{address}/remove")
+    secondary = place.sh(f"setpci -s {port} SECONDARY_BUS.B")
+    place.sh(f"setpci -s {port} SECONDARY_BUS=ff")
+    try:
+        assert claim(place, owner, peer) == 0
+    finally:
+        place.sh(f"setpci -s {port} SECONDARY_BUS={secondary}")
     claimed = place.acs()
     place.sh("echo 1 > /sys/bus/pci/rescan")
-    place.sh(f"echo 1 > {PCI}/{place.ports['virtual']}/rescan")
+    place.sh(f"echo 1 > {PCI}/{port}/rescan")
     assert not place.there(address), f"{ADDED}: {address}"
     assert place.acs() == claimed
     release(place, owner)
+    assert claim(place, owner, peer) == EOPNOTSUPP
     place.sh("echo 1 > /sys/bus/pci/rescan")
     assert place.there(address)
     assert claim(place, owner, peer) == EPERM
@@ -776,6 +819,29 @@ def test_virtual_functions_wait_for_the_end(place: Place) -> None:
     assert place.acs() == place.before
     assert place.command("third") == found
     place.sh(f"echo 0 > {physical}/sriov_numvfs")
+    assert claim(place, owner, peer) == 0
+
+
+def test_a_function_that_is_being_reset_is_given_back_later(place: Place) -> None:
+    """Neither a claim nor its end waits for whoever resets a function of nobody."""
+    owner, other = place.program(), place.program()
+    peer = open_both(place, owner)
+    third = place.functions["third"]
+    place.stay_awake("third")
+    found = place.command("third")
+    reset = f"echo 1 > {PCI}/{third}/reset"
+    resets = place.host.shell.start(f"for i in $(seq 40); do {reset}; sleep 0.02; done")
+    claims = 0
+    while not resets.ended:
+        claims += claim(place, owner, peer) == 0
+        if flags(place, owner) == ENABLE:
+            release(place, owner)
+        assert place.acs() == place.before
+    resets.close()
+    assert claims > 0
+    wait_for(lambda: place.command("third") == found)
+    wait_for(lambda: other.ask("open", third)["errno"] == 0)
+    other.do("close", third)
     assert claim(place, owner, peer) == 0
 
 
