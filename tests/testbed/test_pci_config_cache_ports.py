@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from test_pci_config_cache import switched_on
 from test_pci_config_cache_guest import (
     CHANGES,
     OPERATIONS,
@@ -27,7 +28,7 @@ from test_pci_config_cache_guest import (
     states,
 )
 
-from nearmetal import builds, run, series, sources, variants
+from nearmetal import builds, run, sources
 from nearmetal.cache import Cache
 from nearmetal.guest import Guest, GuestParts, running_guest
 from nearmetal.measure import lspci
@@ -56,8 +57,7 @@ def with_ports(conf: Settings, cache: Cache, parts: GuestParts) -> GuestParts:
 def guest(
     conf: Settings, cache: Cache, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Guest]:
-    plan = variants.configs(series.load_series(conf.repo / "patches"), ("on",))
-    on = next(one for one in plan if one.series == "pci-config-cache")
+    on = switched_on(conf)
     made = run.build_all(conf, cache, [on], with_testbed=True)
     logs: Path = tmp_path_factory.mktemp("logs")
     with cache.lock("testbed"), run.host_for(conf, cache, made, on, None, logs) as host:

@@ -74,3 +74,12 @@ def test_every_agent_is_in_a_row_of_its_own() -> None:
     assert names == ["multiplex", "tasks", "profile", "rdpmc", "selectors"]
     assert [agent.name for agent in pmu.agents(amd=False)] == [*names, "fixed"]
     assert {*pmu.NAMES, *pmu.TESTBED_NAMES} <= set(CATALOGUE)
+
+
+def test_only_where_writes_must_exit_is_an_agent_without_exits_run_again() -> None:
+    """On Intel's CPUs selectors may be passed through: no exit is right there."""
+    assert {agent.name for agent in pmu.agents(amd=True) if agent.reprograms} == {
+        "multiplex",
+        "tasks",
+    }
+    assert not any(agent.reprograms for agent in pmu.agents(amd=False))

@@ -81,7 +81,10 @@ class Agent:
     name: str
     command: str
     reprograms: bool = False
-    """Whether it cannot but write selectors between its marks, which exits in all variants."""
+    """Whether it cannot but write selectors between its marks, each of which exits in all variants.
+
+    So it is on AMD's CPUs. On Intel's they may be passed through: no exit is what is wanted then.
+    """
 
 
 def agents(*, amd: bool) -> tuple[Agent, ...]:
@@ -93,12 +96,12 @@ def agents(*, amd: bool) -> tuple[Agent, ...]:
             "multiplex",
             f"{perf} -a -I 1 -e {EVENTS} -- nm-pmu spin {MULTIPLEX_LOOPS} > /dev/null && "
             f'echo "{{\\"samples\\": $(grep -c ",,instructions," {_LOG})}}"',
-            reprograms=True,
+            reprograms=amd,
         ),
         Agent(
             "tasks",
             f"{perf} -i -e instructions:u,branches:u -- nm-pmu switch {ROUNDS}",
-            reprograms=True,
+            reprograms=amd,
         ),
         Agent(
             "profile",
