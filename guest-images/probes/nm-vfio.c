@@ -573,6 +573,10 @@ static void claims(struct device *d, uint32_t id, double seconds, const struct a
 	       won, refused, again, other, wrong);
 }
 
+/*
+ * After an open that succeeded it pauses for up to as long as that took: the function would
+ * be free for a moment only, and whether a claim ever found it so would be a matter of speed
+ */
 static void opens(const char *bdf, double seconds, unsigned int times, const struct acs *ports,
 		  int count)
 {
@@ -581,6 +585,8 @@ static void opens(const char *bdf, double seconds, unsigned int times, const str
 	double end = now() + seconds;
 
 	while (now() < end && (!times || won < times)) {
+		double begin = now(), took;
+		int mine = 0;
 		int fd = cdev(bdf);
 
 		if (fd < 0) {
@@ -589,6 +595,7 @@ static void opens(const char *bdf, double seconds, unsigned int times, const str
 		}
 		if (bind_to(fd, context, 0) >= 0) {
 			won++;
+			mine = 1;
 			for (int i = 0; i < 20; i++)
 				wrong += wrong_ports(ports, count, 1);
 		} else if (errno == EPERM || errno == EBUSY) {
@@ -597,6 +604,9 @@ static void opens(const char *bdf, double seconds, unsigned int times, const str
 			other++;
 		}
 		close(fd);
+		took = now() - begin;
+		if (mine)
+			usleep(took * 1e6 * drand48());
 	}
 	close(context);
 	printf("{\"errno\": 0, \"won\": %u, \"refused\": %u, \"other\": %u, \"wrong\": %u}\n",
