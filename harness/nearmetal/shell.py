@@ -99,18 +99,9 @@ class Shell:
             raise MeasurementError(f"{self.name}: the SSH connection is gone")
         return transport
 
-    def run(
-        self,
-        command: str,
-        *,
-        deadline_s: float = 60.0,
-        check: bool = True,
-        input_text: str | None = None,
-    ) -> Result:
+    def run(self, command: str, *, deadline_s: float = 60.0, check: bool = True) -> Result:
         """Run a command with sh to its end; MeasurementError on failure and on the deadline."""
         channel = self._open(command)
-        if input_text is not None:
-            channel.sendall(input_text.encode())
         channel.shutdown_write()
         out, err = bytearray(), bytearray()
         end = time.monotonic() + deadline_s

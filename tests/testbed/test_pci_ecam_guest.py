@@ -170,7 +170,8 @@ class TestThroughThePorts:
     """The guest doesn't use the hint: what it reads through the ports is what QEMU says."""
 
     @pytest.fixture(scope="class")
-    def guest(self, place: Place) -> Iterator[Guest]:
+    @classmethod
+    def guest(cls, place: Place) -> Iterator[Guest]:
         with booted(place, "ports", *NO_HINT) as guest:
             yield guest
 
@@ -208,7 +209,8 @@ class TestWithTheHint:
     """The guest reads by ECAM where the hint says so."""
 
     @pytest.fixture(scope="class")
-    def guest(self, place: Place) -> Iterator[Guest]:
+    @classmethod
+    def guest(cls, place: Place) -> Iterator[Guest]:
         with booted(place, "hint") as guest:
             yield guest
 
