@@ -24,7 +24,7 @@ import math
 import operator
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -642,6 +642,24 @@ def _unmeasured(run: _Run) -> list[CheckResult]:
         )
         for test, variant in reasons
     ]
+
+
+def together(parts: Mapping[str, Sequence[CheckResult]]) -> tuple[CheckResult, ...]:
+    """The verdicts of several parts of one run in one list, by the names of the parts.
+
+    A verdict of the second part and those behind it has the part's name beside the check's,
+    and a part that skips a check is not heard where another has judged it.
+    """
+    judged = {one.name for part in parts.values() for one in part if one.status != "skip"}
+    found: dict[str, CheckResult] = {}
+    for number_, (name, part) in enumerate(parts.items()):
+        for one in part:
+            if one.status != "skip":
+                label = f"{one.name} ({name})" if number_ else one.name
+                found[label] = replace(one, name=label)
+            elif one.name not in judged:
+                found.setdefault(one.name, one)
+    return tuple(found.values())
 
 
 def exit_status(results: Iterable[CheckResult]) -> Exit:

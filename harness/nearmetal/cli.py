@@ -51,7 +51,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, hint=f"see '{self.prog} --help'")
 
 
-def _common() -> _Parser:
+TESTBEDS = ("amd", "intel")
+BOTH = "both"
+
+
+def _common(*further: str) -> _Parser:
+    """The options of all commands; ``further`` are words for --testbed that one of them takes."""
     common = _Parser(add_help=False)
     group = common.add_argument_group("where things are")
     group.add_argument(
@@ -86,9 +91,10 @@ def _common() -> _Parser:
     )
     group.add_argument(
         "--testbed",
-        choices=("amd", "intel"),
+        choices=(*TESTBEDS, *further),
         default="amd",
-        help="which emulated host (default: amd)",
+        help="which emulated host (default: amd)"
+        + ("; both: one after the other, in one report" if BOTH in further else ""),
     )
     group.add_argument(
         "-j",
@@ -114,10 +120,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"nearmetal {__version__}")
     sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    def command(name: str, summary: str, handler: Handler) -> argparse.ArgumentParser:
-        one = sub.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:] + ".", parents=[common]
-        )
+    def command(
+        name: str, summary: str, handler: Handler, options: _Parser = common
+    ) -> argparse.ArgumentParser:
+        description = summary[0].upper() + summary[1:] + "."
+        one = sub.add_parser(name, help=summary, description=description, parents=[options])
         one.set_defaults(handler=handler)
         return one
 
@@ -144,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
         "--variant", action="append", metavar="VARIANT", help="only this variant; may be repeated"
     )
 
-    one = command("run", "build, boot, measure, check and report", _run)
+    one = command("run", "build, boot, measure, check and report", _run, _common(BOTH))
     target(one)
     one.add_argument(
         "--only",
@@ -284,7 +291,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         linux_tree=options.linux_tree,
         qemu_tree=options.qemu_tree,
         jobs=options.jobs,
-        testbed=options.testbed,
+        testbed=TESTBEDS[0] if options.testbed == BOTH else options.testbed,
     )
 
 
@@ -321,6 +328,7 @@ def _run(options: argparse.Namespace, conf: Settings) -> int:
         run.Options(
             tests=tuple(options.only),
             variants=_variants(options.variant),
+            testbeds=TESTBEDS if options.testbed == BOTH else (),
             server=_server(options),
             checks=tuple(options.checks or ()),
             keep=options.keep,

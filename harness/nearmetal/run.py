@@ -23,7 +23,7 @@ from .guest import Guest, GuestParts, running_guest
 from .host import Host, reach
 from .layout import Range
 from .measure import bench, instructions, lspci, p2p, routes, tools, vmexit
-from .model import Build, Measurement, Missing, Report, RunInfo, Skipped, Variant
+from .model import Build, CheckResult, Measurement, Missing, Report, RunInfo, Skipped, Variant
 from .settings import Settings
 from .sources import Source, obtain
 from .tracing import counting
@@ -67,6 +67,8 @@ class Options:
 
     tests: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = ()
+    testbeds: tuple[str, ...] = ()
+    """The emulated hosts, one after another; none means that of the settings."""
     server: inventory.Server | None = None
     checks: tuple[Path, ...] = ()
     keep: bool = False
@@ -126,6 +128,18 @@ def resolve_tests(names: Sequence[str], testbed: str | None = None) -> tuple[str
                 hint=f"it has {', '.join(known)}; --testbed amd has all",
             )
     return tuple(name for name in known if not names or name in names)
+
+
+def resolve_on(names: Sequence[str], testbeds: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The tests for each of the emulated hosts; one of several that has none of them is left out.
+
+    UsageError as by ``resolve_tests``.
+    """
+    asked = resolve_tests(names)
+    if len(testbeds) == 1 or not names:
+        return {kind: resolve_tests(names, kind) for kind in testbeds}
+    here = {kind: [name for name in asked if name in resolve_tests((), kind)] for kind in testbeds}
+    return {kind: resolve_tests(found, kind) for kind, found in here.items() if found}
 
 
 def with_setups(
@@ -469,6 +483,26 @@ def _hold(host: Host, guest: Guest) -> None:
             time.sleep(5)
 
 
+@dataclass(frozen=True)
+class _Share:
+    """What a run does on one kind of host: an emulated one, or a server."""
+
+    settings: Settings
+    tests: tuple[str, ...]
+    plan: tuple[Config, ...]
+    server: inventory.Server | None = None
+
+    @property
+    def testbed(self) -> str | None:
+        """The kind of the emulated host, None for a server."""
+        return self.settings.testbed if self.server is None else None
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The variants of the plan, each once."""
+        return tuple(dict.fromkeys(config.variant for config in self.plan))
+
+
 def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
     """A whole run. Returns the exit status and the run's folder.
 
@@ -477,15 +511,25 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
     """
     begun = time.time()
     server = options.server
-    tests = resolve_tests(options.tests, settings.testbed if server is None else None)
     every = series.load_series(settings.repo / "patches")
     plan = configs(every, options.variants or available(every))
-    plan = with_setups(plan, tests, testbed=server is None)
     if server is not None and [config for config in plan if config.linux_patches]:
         ui.warn("the kernel of a server is measured as it runs; only QEMU and guest are changed")
+    shares = [
+        _Share(
+            dataclasses.replace(settings, testbed=kind),
+            tests,
+            with_setups(plan, tests, testbed=server is None),
+            server,
+        )
+        for kind, tests in (
+            resolve_on(options.tests, options.testbeds or (settings.testbed,)).items()
+            if server is None
+            else [(settings.testbed, resolve_tests(options.tests))]
+        )
+    ]
     rules = checks.load_checks(options.checks or (checks.DEFAULT_CHECKS,))
     cache = Cache(settings.cache_dir).open()
-    host_name = server.name if server else "testbed"
     run_id = time.strftime("%Y%m%d-%H%M%S", time.gmtime(begun)) + f"-{os.getpid()}"
     folder = settings.results_dir / run_id
     logs = folder / "logs"
@@ -496,23 +540,70 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
             f"the results folder {settings.results_dir} cannot be written: {error.strerror}",
             hint="choose another with --results-dir",
         ) from None
-    found = _Found()
+    gathered: list[_Found] = []
     try:
-        built = build_all(settings, cache, plan, with_testbed=server is None)
-        lock = "testbed" if server is None else f"run-{server.name}"
-        with cache.lock(lock):
-            job = _Job(settings, cache, built, logs, found)
-            for configs_here in _by_host_kernel(plan):
-                _measure_on_one_host(job, configs_here, server, tests, options.keep)
-            for config in plan:
-                if server is None and "p2p" in tests and config == Config("vanilla"):
-                    _measure_setups(job, config)
-            if server is not None and "p2p" in tests:
-                _measure_outside(job, server, plan)
+        made = [
+            build_all(share.settings, cache, share.plan, with_testbed=server is None)
+            for share in shares
+        ]
+        with cache.lock("testbed" if server is None else f"run-{server.name}"):
+            for share, built in zip(shares, made, strict=True):
+                here = logs
+                if len(shares) > 1:
+                    here = logs / share.settings.testbed
+                    here.mkdir()
+                job = _Job(share.settings, cache, built, here, _Found())
+                _measure_share(job, share, options.keep)
+                gathered.append(job.found)
     except BaseException:
         _drop_if_empty(folder)
         raise
-    variants = tuple(dict.fromkeys(config.variant for config in plan))
+    results = checks.together(
+        {
+            share.settings.testbed: _judge(share, rules, found)
+            for share, found in zip(shares, gathered, strict=True)
+        }
+    )
+    finished = time.time()
+    whole = Report(
+        run=RunInfo(
+            id=run_id,
+            started=_stamp(begun),
+            finished=_stamp(finished),
+            host=server.name if server else "testbed",
+            command=options.command or shlex.join(sys.argv),
+            seconds=round(finished - begun, 1),
+            cold=any(built.fresh for built in made),
+            boot_retries=sum(found.boot_retries for found in gathered),
+        ),
+        builds=tuple(dict.fromkeys(one for built in made for one in built.records)),
+        measurements=tuple(row for found in gathered for row in found.measurements),
+        checks=results,
+    )
+    report.write(whole, folder)
+    report.publish(settings.results_dir, run_id)
+    ui.console.print(tables.render_terminal(whole))
+    ui.say(f"report: {folder / report.HTML_NAME}")
+    return checks.exit_status(results), folder
+
+
+def _measure_share(job: _Job, share: _Share, keep: bool) -> None:
+    """Measure all that a share plans; what was found is the job's."""
+    for configs_here in _by_host_kernel(share.plan):
+        _measure_on_one_host(job, configs_here, share.server, share.tests, keep)
+    if "p2p" not in share.tests:
+        return
+    if share.server is not None:
+        _measure_outside(job, share.server, share.plan)
+        return
+    for config in share.plan:
+        if config == Config("vanilla"):
+            _measure_setups(job, config)
+
+
+def _judge(share: _Share, rules: Sequence[checks.Check], found: _Found) -> tuple[CheckResult, ...]:
+    """The verdicts on one share; adds to ``found`` what was left out, and what is derived."""
+    server, tests, plan, variants = share.server, share.tests, share.plan, share.variants
     names = frozenset(name for test in tests for name in TEST_CASES[test].names)
     only_testbed = {test: TEST_CASES[test].testbed_names for test in tests}
     if server is None:
@@ -525,7 +616,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
             for test, here in only_testbed.items()
             if here
         )
-    if server is None and settings.testbed == "intel":
+    if share.testbed == "intel":
         names -= frozenset(vmexit.TESTBED_NAMES)
         reason = "Bochs has no plugin that counts instructions beside its counters"
         found.skipped.extend(
@@ -542,7 +633,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
         }
         for variant in variants
     }
-    results = checks.judge(
+    return checks.judge(
         rules,
         found.measurements,
         found.missing,
@@ -555,32 +646,11 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
                 | tools_planned(server, variant, by_variant[variant])
                 for variant, wanted in planned(names, variants).items()
             },
-            host=host_name,
-            testbed=settings.testbed if server is None else None,
+            host=server.name if server else "testbed",
+            testbed=share.testbed,
             series=tuple(dict.fromkeys(config.series for config in plan if config.series)),
         ),
     )
-    finished = time.time()
-    whole = Report(
-        run=RunInfo(
-            id=run_id,
-            started=_stamp(begun),
-            finished=_stamp(finished),
-            host=host_name,
-            command=options.command or shlex.join(sys.argv),
-            seconds=round(finished - begun, 1),
-            cold=built.fresh,
-            boot_retries=found.boot_retries,
-        ),
-        builds=built.records,
-        measurements=tuple(found.measurements),
-        checks=results,
-    )
-    report.write(whole, folder)
-    report.publish(settings.results_dir, run_id)
-    ui.console.print(tables.render_terminal(whole))
-    ui.say(f"report: {folder / report.HTML_NAME}")
-    return checks.exit_status(results), folder
 
 
 def tools_left_out(

@@ -128,3 +128,17 @@ def test_the_intel_testbed_has_no_pci_express() -> None:
     assert run.resolve_tests([], "amd") == run.resolve_tests([]) == ("lspci", "vmexit", "p2p")
     with pytest.raises(UsageError, match="no PCI Express for the test 'p2p'"):
         run.resolve_tests(["p2p"], "intel")
+
+
+def test_a_run_on_both_testbeds_has_the_tests_of_each() -> None:
+    both = ("amd", "intel")
+    assert run.resolve_on([], both) == {"amd": ("lspci", "vmexit", "p2p"), "intel": ("vmexit",)}
+    assert run.resolve_on(["vmexit", "p2p"], both) == {
+        "amd": ("vmexit", "p2p"),
+        "intel": ("vmexit",),
+    }
+    assert run.resolve_on(["lspci"], both) == {"amd": ("lspci",)}
+    with pytest.raises(UsageError, match="no PCI Express"):
+        run.resolve_on(["lspci"], ["intel"])
+    with pytest.raises(UsageError, match="there is no test 'lspic'"):
+        run.resolve_on(["lspic"], both)

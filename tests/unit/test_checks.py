@@ -19,6 +19,7 @@ from nearmetal.checks import (
     judge,
     load_checks,
     plan_all,
+    together,
 )
 from nearmetal.errors import Exit, UsageError
 from nearmetal.measure.instructions import compared
@@ -405,6 +406,26 @@ def test_a_planned_name_without_a_row_fails_the_run_unless_it_is_skipped() -> No
 def test_the_exit_status_follows_the_verdicts(statuses: tuple[str, ...], status: Exit) -> None:
     results = [CheckResult("c", verdict, "", "", "") for verdict in statuses]  # type: ignore[arg-type]
     assert exit_status(results) == status
+
+
+def test_the_verdicts_of_two_testbeds_stand_in_one_list() -> None:
+    def part(**verdicts: str) -> list[CheckResult]:
+        return [CheckResult(name, one, "", "", "") for name, one in verdicts.items()]  # type: ignore[arg-type]
+
+    found = together(
+        {
+            "amd": part(first="pass", second="skip", third="fail", fourth="skip"),
+            "intel": part(first="error", second="pass", third="skip", fourth="skip"),
+        }
+    )
+    assert [(one.name, one.status) for one in found] == [
+        ("first", "pass"),
+        ("third", "fail"),
+        ("fourth", "skip"),
+        ("first (intel)", "error"),
+        ("second (intel)", "pass"),
+    ]
+    assert exit_status(found) == Exit.FAILED
 
 
 # --- the default checks ------------------------------------------------------------------------
