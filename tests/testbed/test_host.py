@@ -91,10 +91,9 @@ def test_a_tool_s_figures_have_the_host_s_registers_with_them(host: Host, tmp_pa
     """A stand-in prints what NVIDIA's tool would; ports and functions are the host's own."""
     functions = (host.p2p["peer"], host.p2p["disk"])
     sample = Path(__file__).parents[1] / "unit" / "data" / "tools" / "from-source-nvbandwidth.json"
+    host.shell.put(sample, "/tmp/sample")
     host.shell.run(
-        "cat > /tmp/sample; printf '#!/bin/sh\\ncat /tmp/sample\\n' > /tmp/nvbandwidth; "
-        "chmod 755 /tmp/nvbandwidth",
-        input_text=sample.read_text(),
+        "printf '#!/bin/sh\\ncat /tmp/sample\\n' > /tmp/nvbandwidth; chmod 755 /tmp/nvbandwidth"
     )
     test = "device_to_device_memcpy_write_ce"
     there = Tool("nvbandwidth", "/tmp/nvbandwidth", (End(HOST),), functions, tests=(test,), runs=1)
