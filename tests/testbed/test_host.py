@@ -41,6 +41,21 @@ def test_two_runs_do_not_share_a_host(host: Host) -> None:
         reach("second", host.shell.address, work=host.work)
 
 
+def in_an_inventory(host: Host, folder: Path, **more: object) -> Path:
+    """A file that knows the host as ``by-address``, with further keys."""
+    address = host.shell.address
+    entry = {
+        "address": address.host,
+        "port": address.port,
+        "key": str(address.key),
+        "host_key": address.host_key,
+        **more,
+    }
+    path = folder / "inventory.yaml"
+    path.write_text(json.dumps({"hosts": {"by-address": entry}}))
+    return path
+
+
 def test_doctor_shows_the_switch_of_a_host_of_an_inventory(
     host: Host,
     tmp_path: Path,
@@ -49,12 +64,7 @@ def test_doctor_shows_the_switch_of_a_host_of_an_inventory(
 ) -> None:
     """The host given by its address: its switch as the host's own registers have it."""
     peer, disk = host.p2p["peer"], host.p2p["disk"]
-    address = host.shell.address
-    inventory = tmp_path / "inventory.yaml"
-    inventory.write_text(
-        f"hosts: {{by-address: {{address: {address.host}, port: {address.port}, "
-        f"key: {address.key}, host_key: {address.host_key}}}}}"
-    )
+    inventory = in_an_inventory(host, tmp_path)
     monkeypatch.setattr(ui.console, "width", 400)  # no cell of the table on two lines
     with host.vfio([peer]):
         status = cli.main(["doctor", "--host", "by-address", "--inventory", str(inventory)])
@@ -87,16 +97,24 @@ def test_survey_sees_who_has_a_function_open(host: Host) -> None:
     assert owner.startswith("cat (pid ")
 
 
-def test_a_tool_s_figures_have_the_host_s_registers_with_them(host: Host, tmp_path: Path) -> None:
-    """A stand-in prints what NVIDIA's tool would; ports and functions are the host's own."""
-    functions = (host.p2p["peer"], host.p2p["disk"])
+COPIES = "device_to_device_memcpy_write_ce"
+
+
+def stand_in(host: Host) -> str:
+    """A program on the host that prints what nvbandwidth prints of COPIES, by its source."""
     sample = Path(__file__).parents[1] / "unit" / "data" / "tools" / "from-source-nvbandwidth.json"
     host.shell.put(sample, "/tmp/sample")
     host.shell.run(
         "printf '#!/bin/sh\\ncat /tmp/sample\\n' > /tmp/nvbandwidth; chmod 755 /tmp/nvbandwidth"
     )
-    test = "device_to_device_memcpy_write_ce"
-    there = Tool("nvbandwidth", "/tmp/nvbandwidth", (End(HOST),), functions, tests=(test,), runs=1)
+    return "/tmp/nvbandwidth"
+
+
+def test_a_tool_s_figures_have_the_host_s_registers_with_them(host: Host, tmp_path: Path) -> None:
+    """A stand-in prints what NVIDIA's tool would; ports and functions are the host's own."""
+    functions = (host.p2p["peer"], host.p2p["disk"])
+    program = stand_in(host)
+    there = Tool("nvbandwidth", program, (End(HOST),), functions, tests=(COPIES,), runs=1)
     missing = Tool("perftest", "ib_write_bw", (End(HOST), End(HOST)), functions)
     row = bench.rows(host, "vanilla", None, None)
     outcome = tools.measure(host, None, [there, missing], row, tmp_path, "vanilla")
@@ -307,6 +325,41 @@ def test_host_given_only_by_its_address_gives_the_same_measurements(
     assert row.values == (13 * 64 * 2.0,) * 3
     assert row.provenance == "emulated"
     assert "testbed" not in row.context
+
+
+@pytest.mark.nightly
+def test_a_run_on_a_host_of_an_inventory_has_its_tools_figures(
+    conf: Settings, host: Host, tmp_path: Path
+) -> None:
+    """The main job as a user of a server starts it. Nightly: it boots a guest."""
+    tool = {
+        "tool": "nvbandwidth",
+        "command": stand_in(host),
+        "at": "host",
+        "functions": list(host.p2p.values()),
+        "tests": [COPIES],
+        "runs": 1,
+    }
+    inventory = in_an_inventory(host, tmp_path, p2p=dict(host.p2p), tools=[tool])
+    words = ["run", "--host", "by-address", "--inventory", str(inventory), "--only", "p2p"]
+    words += ["--variant", "vanilla", "--results-dir", str(tmp_path / "results")]
+    ran = subprocess.run(
+        [sys.executable, "-m", "nearmetal", *words, "--cache-dir", str(conf.cache_dir)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-3000:]
+    report = json.loads((tmp_path / "results" / "latest" / "report.json").read_text())
+    assert report["run"]["host"] == "by-address"
+    told = [row for row in report["measurements"] if row["name"] == "p2p.tool_gb_s"]
+    assert {row["context"]["acs"] for row in told} == {"SV+RR+CR+UF"}
+    moved = [row for row in report["measurements"] if row["name"] == "p2p.corrupt_bytes"]
+    assert [any(row["values"]) for row in moved] == [False, False]
+    states = {check["name"]: check["status"] for check in report["checks"]}
+    assert "pass" in states.values()
+    assert not [name for name, state in states.items() if state in ("fail", "error")]
 
 
 def test_reach_needs_root(host: Host) -> None:
