@@ -19,10 +19,11 @@ from pathlib import Path
 
 import pytest
 import test_pmu_passthrough as pmu
+from test_pci_config_cache_migration import migrate
 
 from nearmetal import run, variants
 from nearmetal.cache import Cache
-from nearmetal.guest import running_guest
+from nearmetal.guest import Guest, running_guest, waiting_guest
 from nearmetal.host import Host
 from nearmetal.measure.pmu import overflow_interrupts
 from nearmetal.settings import Settings
@@ -103,6 +104,16 @@ PROFILE = (
     f"nm-pmu spin {SAMPLES * PERIOD // 2} > /dev/null && perf script -i /tmp/p -F ip | grep -c ."
 )
 """A loop has two instructions."""
+LOOPS = 200_000_000
+COUNTED = "/run/counted"
+COUNT = (
+    f"rm -f {COUNTED}; setsid sh -c 'perf stat -x, -e instructions:u,branches:u,r00c0:u"
+    f" -o {COUNTED}.part nm-pmu spin {LOOPS}; mv {COUNTED}.part {COUNTED}'"
+    " </dev/null >/dev/null 2>&1 &"
+)
+"""With a fixed counter and two others; it outlives the login."""
+OF_A_LOOP = {"instructions:u": 2, "branches:u": 1, "r00c0:u": 2}
+COUNT_DEADLINE_S = 300.0
 
 
 @contextmanager
@@ -172,6 +183,47 @@ class TestMediated:
         assert taken == SAMPLES
         assert after - before == SAMPLES
         machine.check()
+
+    def test_counts_are_whole_in_a_guest_that_was_migrated(
+        self,
+        intel: Settings,
+        cache: Cache,
+        patched: variants.Config,
+        place: tuple[Host, run.Built],
+        tmp_path: Path,
+    ) -> None:
+        """Selectors that are passed through are the source's, and then the target's."""
+        machine, made = place
+        parts = run.guest_parts(intel, cache, made, patched, machine, [])
+        parts = dataclasses.replace(parts, accel={"pmu-passthrough": "on"})
+        with (
+            running_guest(machine, parts, logs=tmp_path, label="source") as source,
+            waiting_guest(machine, parts, logs=tmp_path, label="target") as target,
+        ):
+            source.shell.run(COUNT)
+            time.sleep(2)
+            assert not counted(source)
+            migrate(source, target, f"unix:{machine.work}/migration")
+            target.login()
+            assert not counted(target), "the loop ended before the guest was on the other side"
+            end = time.monotonic() + COUNT_DEADLINE_S
+            while not counted(target):
+                assert time.monotonic() < end, "the loop does not end"
+                time.sleep(1)
+            said = target.shell.read(COUNTED)
+        print(said)
+        counts = {
+            words[2]: int(words[0])
+            for words in (line.split(",") for line in said.splitlines())
+            if len(words) > 2
+        }
+        for event, instructions in OF_A_LOOP.items():
+            assert counts[event] == pytest.approx(instructions * LOOPS, rel=0.001), said
+        machine.check()
+
+
+def counted(guest: Guest) -> bool:
+    return guest.shell.run(f"test -e {COUNTED}", check=False).status == 0
 
 
 def test_the_emulator_dies_with_the_harness(intel: Settings, tmp_path: Path) -> None:
