@@ -323,6 +323,8 @@ def _powered_guest(
 
     def alive() -> None:
         if vm.ended:
+            if shell.watch is not None:
+                shell.watch()  # it may have ended because its host did
             said = proc_tail(errors)
             raise MeasurementError(f"{console.name}: QEMU ended by itself", detail=said)
         said = errors.read_text(errors="replace")

@@ -673,10 +673,16 @@ def _layout(
     for one in series:
         if not one.patches():
             findings.append(Finding(one.label, "", "patches", "error", f"{one.folder} holds none"))
-        cover = one.cover
-        if not cover.is_file() or not cover.read_text(encoding="utf-8", errors="replace").strip():
+        text = ""
+        if one.cover.is_file():
+            text = one.cover.read_text(encoding="utf-8", errors="replace").strip()
+        if not text:
             findings.append(
                 Finding(one.label, "", "cover", "error", "cover.txt is missing or empty")
+            )
+        elif "\n" not in text:
+            findings.append(
+                Finding(one.label, "", "cover", "error", "cover.txt has a title and no text")
             )
     return tuple(Candidate(one) for one in series if one.patches()), tuple(findings)
 

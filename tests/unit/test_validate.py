@@ -367,6 +367,8 @@ class World:
                 git.run("add", "--all")
                 git.run("commit", "--quiet", "-m", f"x: Change {number}\n\nIt has to be.")
             trees.tree_export(tree, self.patches, [])
+            with (self.patches / "linux" / name / "cover.txt").open("a") as cover:
+                cover.write("\nWhat it is for.\n")
             entries.append(
                 f"  - {{name: {name}, tree: linux, order: {order}, base: '7.3', purpose: x}}\n"
             )
@@ -485,14 +487,16 @@ def test_what_cannot_be_built_is_told(world: World) -> None:
 
 
 def test_a_folder_without_an_entry_and_an_empty_cover_letter_are_found(world: World) -> None:
-    world.write({"one": [("a.c", "int x;")], "two": [("b.c", "int y;")]})
+    world.write({"one": [("a.c", "int x;")], "two": [("b.c", "int y;")], "six": [("c.c", "int;")]})
     (world.patches / "linux/one/cover.txt").write_text("\n")
+    (world.patches / "linux/six/cover.txt").write_text("A title\n")
     (world.patches / "linux/stray").mkdir()
     shutil.rmtree(world.patches / "linux/two")
     _, found = validate.find_candidates(world.patches)
     assert {(one.series, one.rule) for one in found} == {
         ("stray", "series.yaml"),
         ("linux/one", "cover"),
+        ("linux/six", "cover"),
         ("linux/two", "patches"),
         ("linux/two", "cover"),
     }
