@@ -233,6 +233,7 @@ def random_program(guest: Guest, operations: int = OPERATIONS, options: str = ""
     with driven(guest, pf):
         make_vfs(guest, pf, 0)
     assert said["mismatches"] == 0, f"seed {SEED}: {said['first']}"
+    assert said["operations"] == operations
     assert said["reads"] > operations
     return said
 
