@@ -219,7 +219,9 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--tree", choices=series.TREES, help="the tree of a flat directory of patches")
     one.add_argument("--series", metavar="NAME", help="only this series")
-    one.add_argument("--quick", action="store_true", help="apply and checkpatch only; no builds")
+    one.add_argument(
+        "--quick", action="store_true", help="leave out the build of all series stacked"
+    )
 
     one = command("export", "write a series for sending, with the sender's sign-off", _export)
     one.add_argument("--series", required=True, metavar="NAME")
