@@ -350,16 +350,15 @@ def test_a_run_on_a_host_of_an_inventory_has_its_tools_figures(
         timeout=900,
         check=False,
     )
-    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-3000:]
     report = json.loads((tmp_path / "results" / "latest" / "report.json").read_text())
+    bad = [check for check in report["checks"] if check["status"] in ("fail", "error")]
+    assert (ran.returncode, bad) == (0, []), ran.stderr[-1000:]
     assert report["run"]["host"] == "by-address"
     told = [row for row in report["measurements"] if row["name"] == "p2p.tool_gb_s"]
     assert {row["context"]["acs"] for row in told} == {"SV+RR+CR+UF"}
     moved = [row for row in report["measurements"] if row["name"] == "p2p.corrupt_bytes"]
     assert [any(row["values"]) for row in moved] == [False, False]
-    states = {check["name"]: check["status"] for check in report["checks"]}
-    assert "pass" in states.values()
-    assert not [name for name, state in states.items() if state in ("fail", "error")]
+    assert "pass" in {check["status"] for check in report["checks"]}
 
 
 def test_reach_needs_root(host: Host) -> None:

@@ -11,6 +11,7 @@ from textwrap import indent
 
 import pytest
 
+from nearmetal.catalogue import TESTS
 from nearmetal.checks import (
     DEFAULT_CHECKS,
     Check,
@@ -24,6 +25,7 @@ from nearmetal.checks import (
 from nearmetal.errors import Exit, UsageError
 from nearmetal.measure.instructions import compared
 from nearmetal.model import CheckResult, Measurement, Missing, Skipped, Variant
+from nearmetal.run import TEST_CASES
 
 NAME = "lspci.userspace_exits"
 PLAN = plan_all(("lspci", "vmexit", "p2p"), ("vanilla",), testbed="amd")
@@ -567,6 +569,30 @@ def test_a_healthy_run_passes_all_default_checks(defaults: tuple[Check, ...]) ->
     # only what is about a variant that this run does not have is left out
     skipped = {result.name for result in results if result.status == "skip"}
     assert skipped == {check.name for check in defaults if check.name.startswith(ON_OR_OFF)}
+
+
+def on_a_server() -> tuple[list[Measurement], list[Skipped], Plan]:
+    """What a run on a server has of that: no set-up but iommu, and nothing of the testbed's own."""
+    skipped = [
+        Skipped(test, "vanilla", "only the testbed's emulated hardware can tell", names)
+        for test, case in TEST_CASES.items()
+        if (names := case.testbed_names)
+    ]
+    own = {name for entry in skipped for name in entry.names}
+    rows = [
+        one
+        for one in healthy()
+        if one.name not in own and one.context.get("setup", "iommu") == "iommu"
+    ]
+    return rows, skipped, plan_all(TESTS, ("vanilla",), host="gpu1")
+
+
+def test_a_healthy_server_passes_all_that_is_for_it(defaults: tuple[Check, ...]) -> None:
+    rows, skipped, plan = on_a_server()
+    results = judge(defaults, rows, (), skipped, plan)
+    assert not [one for one in results if one.status not in ("pass", "skip")]
+    passed = {one.name for one in results if one.status == "pass"}
+    assert passed >= {"p2p.data-intact", "p2p.no-iommu-faults"}
 
 
 def plain(one: Measurement) -> bool:
