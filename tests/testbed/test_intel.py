@@ -23,7 +23,7 @@ from test_pci_config_cache_migration import migrate
 
 from nearmetal import run, variants
 from nearmetal.cache import Cache
-from nearmetal.guest import Guest, running_guest, waiting_guest
+from nearmetal.guest import Guest, GuestParts, running_guest, waiting_guest
 from nearmetal.host import Host
 from nearmetal.measure.pmu import overflow_interrupts
 from nearmetal.settings import Settings
@@ -150,6 +150,16 @@ def place(
         yield pair
 
 
+@pytest.fixture
+def parts(
+    intel: Settings, cache: Cache, patched: variants.Config, place: tuple[Host, run.Built]
+) -> GuestParts:
+    """A guest whose selectors are passed through."""
+    machine, made = place
+    plain = run.guest_parts(intel, cache, made, patched, machine, [])
+    return dataclasses.replace(plain, accel={"pmu-passthrough": "on"})
+
+
 class TestMediated:
     """With the series, and KVM's mediated PMU."""
 
@@ -165,17 +175,10 @@ class TestMediated:
         pmu.selftest(intel, cache, patched, place[0], program, SELFTESTS)
 
     def test_a_guest_samples_by_interrupts_of_its_own(
-        self,
-        intel: Settings,
-        cache: Cache,
-        patched: variants.Config,
-        place: tuple[Host, run.Built],
-        tmp_path: Path,
+        self, place: tuple[Host, run.Built], parts: GuestParts, tmp_path: Path
     ) -> None:
         """With selectors passed through: each sample is one interrupt in the host's row VPMI."""
-        machine, made = place
-        parts = run.guest_parts(intel, cache, made, patched, machine, [])
-        parts = dataclasses.replace(parts, accel={"pmu-passthrough": "on"})
+        machine, _ = place
         with running_guest(machine, parts, logs=tmp_path, label="profile") as guest:
             before = overflow_interrupts(machine.shell.read("/proc/interrupts"))
             taken = int(guest.shell.run(PROFILE, deadline_s=300).stdout)
@@ -185,17 +188,10 @@ class TestMediated:
         machine.check()
 
     def test_counts_are_whole_in_a_guest_that_was_migrated(
-        self,
-        intel: Settings,
-        cache: Cache,
-        patched: variants.Config,
-        place: tuple[Host, run.Built],
-        tmp_path: Path,
+        self, place: tuple[Host, run.Built], parts: GuestParts, tmp_path: Path
     ) -> None:
         """Selectors that are passed through are the source's, and then the target's."""
-        machine, made = place
-        parts = run.guest_parts(intel, cache, made, patched, machine, [])
-        parts = dataclasses.replace(parts, accel={"pmu-passthrough": "on"})
+        machine, _ = place
         with (
             running_guest(machine, parts, logs=tmp_path, label="source") as source,
             waiting_guest(machine, parts, logs=tmp_path, label="target") as target,
