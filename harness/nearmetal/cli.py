@@ -92,8 +92,7 @@ def _common(*further: str) -> _Parser:
     group.add_argument(
         "--testbed",
         choices=(*TESTBEDS, *further),
-        default="amd",
-        help="which emulated host (default: amd)"
+        help=f"which emulated host (default: {TESTBEDS[0]})"
         + ("; both: one after the other, in one report" if BOTH in further else ""),
     )
     group.add_argument(
@@ -293,7 +292,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         linux_tree=options.linux_tree,
         qemu_tree=options.qemu_tree,
         jobs=options.jobs,
-        testbed=TESTBEDS[0] if options.testbed == BOTH else options.testbed,
+        testbed=TESTBEDS[0] if options.testbed in (None, BOTH) else options.testbed,
     )
 
 
@@ -306,7 +305,14 @@ def _variants(names: Sequence[str] | None) -> tuple[Variant, ...]:
 
 def _server(options: argparse.Namespace) -> inventory.Server | None:
     # an empty name is one that is wrong: the testbed is not what was meant
-    return inventory.pick(options.inventory, options.host) if options.host is not None else None
+    if options.host is None:
+        return None
+    if options.testbed is not None:
+        raise UsageError(
+            f"--host {options.host} and --testbed {options.testbed}: a server is no emulated host",
+            hint="leave one of the two out",
+        )
+    return inventory.pick(options.inventory, options.host)
 
 
 def _doctor(options: argparse.Namespace, conf: Settings) -> int:

@@ -25,6 +25,7 @@ def status(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         (["run", "--host", "gpu1", "--inventory", "/no/such.yaml"], "no inventory", "docs/"),
         (["run", "--host", "", "--inventory", "/no/such.yaml"], "no inventory", "docs/"),
         (["doctor", "--host", "", "--inventory", "/no/such.yaml"], "no inventory", "docs/"),
+        (["run", "--host", "gpu1", "--testbed", "both"], "--testbed both", "leave one"),
         (["cache", "--prune", "--older-than", "nan"], "--older-than", "removes everything"),
         (["cache", "--prune", "--older-than", "-1"], "--older-than", "removes everything"),
         (
