@@ -158,6 +158,10 @@ def _apply(patches: Sequence[Path], tree: Path) -> None:
         )
 
 
+SERIES_OPTIONS = "kernel.config"
+"""Options of a kernel with the series, in the folder of its patches; a kernel without has none."""
+
+
 def kernel(
     settings: Settings,
     cache: Cache,
@@ -168,12 +172,16 @@ def kernel(
 ) -> Kernel:
     """Build a kernel: allnoconfig with the fragments laid over it.
 
+    Options that a series adds are in a fragment beside its patches (``SERIES_OPTIONS``).
+
     Raises BuildFailed with the compiler's error, or with the options that the
     configuration dropped silently (a dependency that is missing).
     """
     if fragments is None:
         fragments = [settings.repo / "guest-images" / "kernel" / "base.config"]
-    wanted = "".join(path.read_text() for path in fragments)
+    folders = dict.fromkeys(path.parent for path in patches)
+    added = [one for folder in folders if (one := folder / SERIES_OPTIONS).is_file()]
+    wanted = "".join(path.read_text() for path in (*fragments, *added))
 
     def build(work: Path) -> dict[str, Any]:
         src, out = work / "src", work / "out"

@@ -28,6 +28,8 @@ class Entry:
     """Whether it compares a variant with vanilla, so that vanilla itself has none."""
     asked: bool = False
     """Whether it is measured only where an inventory asks for it."""
+    only_on: bool = False
+    """Whether it is of something that a guest has with a series alone, and on."""
 
 
 _ENTRIES = (
@@ -200,10 +202,41 @@ _ENTRIES = (
         asked=True,
     ),
     Entry("p2p.tool_latency_us", "us", "p2p", "latency by such a tool", asked=True),
+    Entry(
+        "imc.read_exits",
+        "exits",
+        "imc",
+        "exits for one read of a memory controller's counter in the guest",
+        only_on=True,
+    ),
+    Entry(
+        "imc.read_userspace_exits",
+        "exits",
+        "imc",
+        "those of them that went to QEMU",
+        only_on=True,
+    ),
+    Entry(
+        "imc.cas_read_error_pct",
+        "%",
+        "imc",
+        "how far the guest's counts are off for a known number of bytes that a device read",
+        only_on=True,
+    ),
+    Entry(
+        "imc.cas_write_error_pct",
+        "%",
+        "imc",
+        "the same for bytes that it wrote",
+        only_on=True,
+    ),
 )
 
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
-TESTS: tuple[str, ...] = ("lspci", "vmexit", "p2p")
+TESTS: tuple[str, ...] = ("lspci", "vmexit", "p2p", "imc")
+FUNCTIONS: tuple[str, ...] = ("imc",)
+"""Functions of a host that a guest may get by a driver of their own: ``imc`` is that of the memory
+controllers, 8086:3451."""
 GUEST_SETUPS: tuple[str, ...] = ("iommu", "iommufd", "direct")
 """The set-ups of p2p that are a guest on a host as every test has it (measure/p2p.py)."""
 
@@ -211,9 +244,14 @@ GUEST_SETUPS: tuple[str, ...] = ("iommu", "iommufd", "direct")
 def planned(names: frozenset[str], variants: Sequence[Variant]) -> dict[Variant, frozenset[str]]:
     """Which of the names a run of these variants has to give for each of them."""
     compared = frozenset(name for name, entry in CATALOGUE.items() if entry.beside_vanilla)
+    only_on = frozenset(name for name, entry in CATALOGUE.items() if entry.only_on)
     alone = names - compared
     beside = names if "vanilla" in variants else alone
-    return {variant: alone if variant == "vanilla" else beside for variant in variants}
+    return {
+        variant: (alone if variant == "vanilla" else beside)
+        - (only_on if variant != "on" else frozenset())
+        for variant in variants
+    }
 
 
 def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:

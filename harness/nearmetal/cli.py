@@ -369,7 +369,7 @@ def _boot(options: argparse.Namespace, conf: Settings) -> int:
             parts, _ = run.for_setup(parts, SETUPS[config.setups[-1]], host)
         with (
             host.parameters(config.modules),
-            host.vfio(assigned),
+            host.vfio(assigned, config.functions),
             running_guest(host, parts, logs=logs, label=config.label) as guest,
             cachecmd.session(
                 cache, cachecmd.Session(host=host.shell.address, guest=guest.shell.address)

@@ -85,6 +85,9 @@ class Host:
     """PCI addresses for the p2p test: ``peer`` (with a controller memory buffer), ``disk``."""
     assign: tuple[str, ...] = ()
     """PCI addresses of further functions for the guest."""
+    functions: Mapping[str, str] = field(default_factory=dict)
+    """PCI addresses of functions that have a driver of their own for guests, by name
+    (catalogue.FUNCTIONS)."""
     machines: Mapping[str, Address] = field(default_factory=dict)
     """Other machines that tools run on."""
     tools: tuple[Tool, ...] = ()
@@ -183,17 +186,26 @@ class Host:
     def parameters(self, wanted: Mapping[str, Mapping[str, str]]) -> Iterator[None]:
         """Parameters of modules other than KVM's, as long as the context lasts.
 
-        They are set by sysfs, where the module is, loaded or built in.
+        They are set by sysfs, where the module is, loaded or built in. A module with one that can
+        only be set when it is loaded is loaded anew, and removed at the end.
         """
         before: dict[str, str] = {}
+        loaded: list[str] = []
         try:
             for module, values in wanted.items():
                 if module in ("kvm", "kvm_amd", "kvm_intel"):
                     continue
                 self.shell.run(f"modprobe {shlex.quote(module)} 2>/dev/null", check=False)
+                paths = {key: f"/sys/module/{module}/parameters/{key}" for key in values}
+                fixed = 'case $(stat -c %a "$f" 2>/dev/null) in 4*) exit 0 ;; esac'
+                looks = f"for f in {shlex.join(paths.values())}; do {fixed}; done; exit 1"
+                if self.shell.run(looks, check=False).status == 0:
+                    words = shlex.join([module, *(f"{key}={one}" for key, one in values.items())])
+                    self.shell.run(f"modprobe -r {shlex.quote(module)} && modprobe {words}")
+                    loaded.append(module)
+                    continue
                 for key, value in values.items():
-                    path = f"/sys/module/{module}/parameters/{key}"
-                    quoted = shlex.quote(path)
+                    quoted = shlex.quote(paths[key])
                     done = self.shell.run(
                         f"cat {quoted} && echo {shlex.quote(value)} > {quoted}", check=False
                     )
@@ -202,27 +214,32 @@ class Host:
                             f"{self.name}: the kernel has no parameter {module}.{key}",
                             hint="boot a kernel with the patches of the series",
                         )
-                    before[path] = done.stdout.strip()
+                    before[paths[key]] = done.stdout.strip()
             yield
         finally:
             for path, value in before.items():
                 with contextlib.suppress(MeasurementError):
                     self.shell.run(f"echo {shlex.quote(value)} > {shlex.quote(path)}")
+            for module in loaded:
+                self.shell.run(f"modprobe -r {shlex.quote(module)}", check=False)
 
-    def bind_vfio(self, address: str) -> str:
-        """Give a PCI function to vfio-pci; returns the driver that had it (or nothing)."""
+    def bind_vfio(self, address: str, driver: str = "vfio-pci") -> str:
+        """Give a PCI function to vfio-pci, or to another driver for guests.
+
+        Returns the driver that had it (or nothing).
+        """
         device = f"/sys/bus/pci/devices/{address}"
         script = f"""
-modprobe vfio-pci 2>/dev/null
+modprobe {driver} 2>/dev/null
 test -d {device} || {{ echo "no function {address}" >&2; exit 1; }}
 old=$(basename "$(readlink {device}/driver 2>/dev/null)" 2>/dev/null)
-if [ "$old" != vfio-pci ]; then
-  echo vfio-pci > {device}/driver_override
+if [ "$old" != {driver} ]; then
+  echo {driver} > {device}/driver_override
   [ -n "$old" ] && echo {address} > {device}/driver/unbind
   echo {address} > /sys/bus/pci/drivers_probe
 fi
-[ "$(basename "$(readlink {device}/driver)")" = vfio-pci ] || {{
-  echo "vfio-pci did not take {address}; is an IOMMU on?" >&2; exit 1; }}
+[ "$(basename "$(readlink {device}/driver)")" = {driver} ] || {{
+  echo "{driver} did not take {address}; is an IOMMU on?" >&2; exit 1; }}
 echo "$old"
 """
         return self.shell.run(script, deadline_s=60).stdout.strip()
@@ -238,12 +255,19 @@ echo "$old"
         )
 
     @contextmanager
-    def vfio(self, addresses: list[str]) -> Iterator[None]:
-        """The functions with vfio-pci for as long as the context lasts."""
+    def vfio(
+        self, addresses: list[str], drivers: Mapping[str, str] | None = None
+    ) -> Iterator[None]:
+        """The functions with vfio-pci for as long as the context lasts.
+
+        ``drivers`` are those of further functions, by name (``functions``).
+        """
+        wanted = dict.fromkeys(addresses, "vfio-pci")
+        wanted |= {self.functions[name]: driver for name, driver in (drivers or {}).items()}
         bound: list[str] = []
         try:
-            for address in addresses:
-                if self.bind_vfio(address) != "vfio-pci":
+            for address, driver in wanted.items():
+                if self.bind_vfio(address, driver) != driver:
                     bound.append(address)
             yield
         finally:

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from .catalogue import nearest
+from .catalogue import FUNCTIONS, nearest
 from .errors import UsageError
 from .model import VARIANTS, Variant
 from .schema import StrictLoader
@@ -109,6 +109,7 @@ SCHEMA: Mapping[str, Any] = {
                 "properties": {
                     **_LOGIN,
                     "assign": _FUNCTIONS,
+                    "imc": {"type": "string", "pattern": _PCI},
                     "machines": {
                         "type": "object",
                         "propertyNames": _NAME,
@@ -204,6 +205,8 @@ class Server:
     guest_cpus: int = 2
     guest_memory_mib: int = 4096
     assign: tuple[str, ...] = ()
+    functions: Mapping[str, str] = field(default_factory=dict)
+    """Functions that have a driver of their own for guests, by name (catalogue.FUNCTIONS)."""
     machines: Mapping[str, Address] = field(default_factory=dict)
     tools: tuple[Tool, ...] = ()
 
@@ -251,6 +254,7 @@ def load(path: Path) -> dict[str, Server]:
             guest_cpus=guest.get("cpus", 2),
             guest_memory_mib=guest.get("memory_mib", 4096),
             assign=assign,
+            functions={key: str(entry[key]) for key in FUNCTIONS if key in entry},
             machines=machines,
             tools=_tools(place, entry, machines, assign),
         )

@@ -22,7 +22,7 @@ from .errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, U
 from .guest import Guest, GuestParts, running_guest
 from .host import Host, reach
 from .layout import Range
-from .measure import bench, instructions, lspci, p2p, routes, tools, vmexit
+from .measure import bench, imc, instructions, lspci, p2p, routes, tools, vmexit
 from .model import Build, CheckResult, Measurement, Missing, Report, RunInfo, Skipped, Variant
 from .settings import Settings
 from .sources import Source, obtain
@@ -41,6 +41,9 @@ class TestCase:
     """What is measured on an emulated host only."""
     tool_names: tuple[str, ...] = ()
     """What tools measure that the inventory of a server names."""
+    function: str | None = None
+    """The function of the host that it is about: only variants whose series name the test run it,
+    on hosts that have the function."""
 
 
 TEST_CASES: Mapping[str, TestCase] = {
@@ -57,6 +60,7 @@ TEST_CASES: Mapping[str, TestCase] = {
         testbed_names=p2p.ROUTE_NAMES,
         tool_names=tools.NAMES,
     ),
+    "imc": TestCase(imc.measure, imc.NAMES, function="imc"),
 }
 assert tuple(TEST_CASES) == TESTS
 
@@ -247,6 +251,7 @@ def host_for(
         with cache.lock(f"host-{server.name}"):
             host = reach(server.name, server.address)
             host.p2p, host.assign = server.p2p, server.assign
+            host.functions = server.functions
             host.machines, host.tools = server.machines, server.tools
             host.guest_cpus, host.guest_memory_mib = server.guest_cpus, server.guest_memory_mib
             try:
@@ -317,8 +322,19 @@ def guest_parts(
     host: Host,
     assigned: Sequence[str],
 ) -> GuestParts:
-    """What the guest of a variant is made of."""  # fmt: skip
+    """What the guest of a variant is made of.
+
+    Raises UsageError where the host has no function that the variant is about.
+    """
     kernel = built.kernels[config.guest_patches]
+    words = list(config.qemu_args)
+    for name in config.functions:
+        if name not in host.functions:
+            raise UsageError(
+                f"the host {host.name} has no function '{name}' for variant {config.label}",
+                hint=f"give its address in the inventory, key '{name}'",
+            )
+        words = [word.replace(f"{{{name}}}", host.functions[name]) for word in words]
     return GuestParts(
         qemu=built.qemus[config.qemu_patches],
         kernel=kernel,
@@ -329,7 +345,7 @@ def guest_parts(
         memory_mib=host.guest_memory_mib,
         assigned=tuple(assigned),
         accel=config.accel.get(host.facts.kvm_module, {}),
-        extra=config.qemu_args,
+        extra=tuple(words),
     )
 
 
@@ -385,6 +401,11 @@ def _measure_variant(
             left.remove(name)
             reason = f"the host {host.name} has no devices for p2p (inventory: p2p)"
             found.skipped.append(Skipped(name, config.variant, reason, TEST_CASES[name].names))
+    for name in [name for name in left if TEST_CASES[name].function]:
+        if TEST_CASES[name].function not in host.functions:
+            left.remove(name)
+            reason = f"the host {host.name} has no function for it (inventory: {name})"
+            found.skipped.append(Skipped(name, config.variant, reason, TEST_CASES[name].names))
     if not left and not inside:
         return
     if config.setups:
@@ -412,7 +433,7 @@ def _measure_variant(
         host.load_kvm(config.modules)
         with (
             host.parameters(config.modules),
-            host.vfio(assigned),
+            host.vfio(assigned, config.functions),
             running_guest(
                 host,
                 guest_parts(settings, job.cache, job.built, config, host, assigned),
@@ -721,7 +742,12 @@ def _measure_on_one_host(
 
 def measured_by(config: Config, tests: Sequence[str]) -> tuple[str, ...]:
     """Those of the tests that a variant is measured by."""
-    return tuple(test for test in tests if not config.tests or test in config.tests)
+    unnamed = not config.tests
+    return tuple(
+        test
+        for test in tests
+        if test in config.tests or (unnamed and not TEST_CASES[test].function)
+    )
 
 
 def _measure_setups(job: _Job, config: Config) -> None:

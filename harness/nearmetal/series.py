@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import jsonschema
 import yaml
 
-from .catalogue import GUEST_SETUPS, TESTS, nearest
+from .catalogue import FUNCTIONS, GUEST_SETUPS, TESTS, nearest
 from .errors import UsageError
 from .schema import StrictLoader
 
@@ -72,6 +72,11 @@ SCHEMA: Mapping[str, Any] = {
                                 "propertyNames": {"enum": ["kvm_amd", "kvm_intel"]},
                             },
                             "guest_kernel": {"enum": list(get_args(GuestKernel))},
+                            "functions": {
+                                "type": "object",
+                                "additionalProperties": {"type": "string", "minLength": 1},
+                                "propertyNames": {"enum": list(FUNCTIONS)},
+                            },
                             "setups": {
                                 "type": "array",
                                 "items": {"enum": list(GUEST_SETUPS)},
@@ -98,8 +103,9 @@ class Enable:
     ``modules`` are parameters by module of the host kernel; ``qemu_properties`` are
     ``device.property`` settings and ``qemu_args`` further words of the QEMU inside the
     host (one of both is empty). ``accel`` are properties of QEMU's accelerator by KVM's module,
-    for what only the CPUs of one maker can do. With ``setups`` p2p measures the variant in
-    these, each in a guest of its own.
+    for what only the CPUs of one maker can do. ``functions`` are drivers by functions of the host
+    that the guest gets. With ``setups`` p2p measures the variant in these, each in a guest of its
+    own.
     """
 
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NO_MODULES)
@@ -107,6 +113,7 @@ class Enable:
     qemu_args: tuple[str, ...] = ()
     accel: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NO_MODULES)
     guest_kernel: GuestKernel = "vanilla"
+    functions: Mapping[str, str] = field(default_factory=lambda: _NO_PROPERTIES)
     setups: tuple[str, ...] = ()
 
     def qemu_arguments(self) -> tuple[str, ...]:
@@ -327,6 +334,7 @@ def _series(entry: Mapping[str, Any], patches: Path) -> Series:
             ),
             qemu_args=tuple(qemu) if isinstance(qemu, list) else (),
             guest_kernel=enable.get("guest_kernel", "vanilla"),
+            functions=MappingProxyType(dict(enable.get("functions", {}))),
             setups=tuple(enable.get("setups", ())),
         ),
         folder=series_folder(patches, entry["tree"], entry["name"]),

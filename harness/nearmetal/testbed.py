@@ -28,6 +28,7 @@ from .builds import Image, Kernel, Keys, Qemu
 from .console import UP, Console
 from .errors import EnvironmentBroken, MeasurementError
 from .host import Host, reach
+from .measure import imc
 from .proc import guarded
 from .shell import Address
 
@@ -39,6 +40,11 @@ CMDLINE = (
     "console=ttyS0 panic=-1 oops=panic mitigations=off nokaslr tsc=reliable no_timer_check "
     "intel_iommu={iommu} iommu=nopt quiet loglevel=5"
 )
+MEMORY_CONTROLLERS = (
+    *("-device", "icx-ubox,bus=pcie.0,addr=1e.0,multifunction=on"),
+    *("-device", "icx-imc,bus=pcie.0,addr=1e.1"),
+)
+"""Functions of Ice Lake-SP (testbed series icx-imc); they need no CPU that has them."""
 _DOWNSTREAM = "xio3130-downstream,bus=up0,disable-acs=off"
 
 
@@ -308,6 +314,8 @@ def wait_up(testbed: Testbed) -> Host:
     host.shown = testbed.shown
     if isinstance(testbed.parts, Parts):
         host.p2p = find_p2p(host)
+        if found := host.shell.run(imc.FIND, check=False).stdout.split():
+            host.functions = {"imc": found[0]}
     host.instructions = testbed.instructions
     return host
 

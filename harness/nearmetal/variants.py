@@ -26,6 +26,8 @@ class Config:
     qemu_args: tuple[str, ...] = ()
     accel: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Properties of QEMU's accelerator, by the module of KVM that the host has."""
+    functions: Mapping[str, str] = field(default_factory=dict)
+    """Drivers by functions of the host (catalogue.FUNCTIONS) that the guest gets."""
     setups: tuple[str, ...] = ()
     """The set-ups that p2p measures it in, each in a guest of its own; none: the plain one."""
     setup: str | None = None
@@ -106,6 +108,7 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
                     modules,
                     words,
                     accel,
+                    {key: driver for one in parts for key, driver in one.enable.functions.items()},
                     tuple(dict.fromkeys(setups)),
                     tests=tuple(dict.fromkeys(test for one in parts for test in one.tests)),
                 )

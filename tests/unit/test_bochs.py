@@ -125,14 +125,19 @@ def test_a_host_that_sees_a_part_of_the_store_gets_the_rest(parts: bochs.Parts) 
 
 def test_the_intel_testbed_has_no_pci_express() -> None:
     assert run.resolve_tests([], "intel") == ("vmexit",)
-    assert run.resolve_tests([], "amd") == run.resolve_tests([]) == ("lspci", "vmexit", "p2p")
+    assert (
+        run.resolve_tests([], "amd") == run.resolve_tests([]) == ("lspci", "vmexit", "p2p", "imc")
+    )
     with pytest.raises(UsageError, match="no PCI Express for the test 'p2p'"):
         run.resolve_tests(["p2p"], "intel")
 
 
 def test_a_run_on_both_testbeds_has_the_tests_of_each() -> None:
     both = ("amd", "intel")
-    assert run.resolve_on([], both) == {"amd": ("lspci", "vmexit", "p2p"), "intel": ("vmexit",)}
+    assert run.resolve_on([], both) == {
+        "amd": ("lspci", "vmexit", "p2p", "imc"),
+        "intel": ("vmexit",),
+    }
     assert run.resolve_on(["vmexit", "p2p"], both) == {
         "amd": ("vmexit", "p2p"),
         "intel": ("vmexit",),

@@ -559,7 +559,9 @@ def defaults() -> tuple[Check, ...]:
     return load_checks(DEFAULT_CHECKS)
 
 
-ON_OR_OFF = ("off.", "pci-config-cache.", "pci-ecam.", "direct-p2p.", "pmu-passthrough.")
+ON_OR_OFF = (
+    *("off.", "pci-config-cache.", "pci-ecam.", "direct-p2p.", "pmu-passthrough.", "uncore-pmu."),
+)
 
 
 def test_a_healthy_run_passes_all_default_checks(defaults: tuple[Check, ...]) -> None:
@@ -1021,3 +1023,59 @@ def test_a_direct_set_up_that_broke_is_an_error(defaults: tuple[Check, ...]) -> 
     missing = [Missing("p2p", "on", "set-up direct: QEMU did not start", ("p2p.bytes_direct",))]
     results = {result.name: result.status for result in judge(defaults, left, missing, (), plan)}
     assert results["direct-p2p.all-bytes-direct"] == "error"
+
+
+# --- the memory controllers' PMU
+
+
+COUNTERS = ("free-running", "programmed")
+
+
+def imc_rows(**spoilt: float) -> list[Measurement]:
+    """What a guest that has the counters gives; ``spoilt``: another value for one row of a name."""
+    rows = []
+    for name, usual in (
+        ("read_exits", 0.001),
+        ("read_userspace_exits", 0.0),
+        ("cas_read_error_pct", 0.2),
+        ("cas_write_error_pct", 0.1),
+    ):
+        for counter in COUNTERS:
+            value = spoilt.get(name, usual) if counter == "programmed" else usual
+            one = row(value, usual, name=f"imc.{name}", variant="on", counter=counter)
+            rows.append(dataclasses.replace(one, series="uncore-pmu"))
+    return rows
+
+
+def imc_results(defaults: tuple[Check, ...], rows: list[Measurement]) -> dict[str, str]:
+    plan = plan_all(("imc",), ("on",), testbed="amd", series=("uncore-pmu",))
+    found = judge(defaults, rows, (), (), plan)
+    return {
+        one.name.removeprefix("uncore-pmu."): one.status
+        for one in found
+        if one.name.startswith("uncore-pmu.")
+    }
+
+
+def test_a_guest_with_the_memory_controllers_counters_passes(defaults: tuple[Check, ...]) -> None:
+    assert set(imc_results(defaults, imc_rows()).values()) == {"pass"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "check"),
+    [
+        ("read_exits", 1.0, "mapped-reads-take-no-exit"),
+        ("cas_read_error_pct", 1.5, "counts-are-right"),
+        ("cas_write_error_pct", 100.0, "counts-are-right"),
+    ],
+)
+def test_wrong_counts_and_exits_fail(
+    defaults: tuple[Check, ...], name: str, value: float, check: str
+) -> None:
+    found = imc_results(defaults, imc_rows(**{name: value}))
+    assert [one for one, status in found.items() if status == "fail"] == [check]
+
+
+def test_counters_that_were_not_measured_do_not_pass(defaults: tuple[Check, ...]) -> None:
+    rows = [one for one in imc_rows() if one.context["counter"] == "free-running"]
+    assert set(imc_results(defaults, rows).values()) == {"error"}

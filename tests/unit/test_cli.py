@@ -31,7 +31,7 @@ def status(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         (
             ["export", "--series", "x", "--signoff", "A <a@b>", "--output", "x"],
             "'x'",
-            " direct-p2p, pci-config-cache, pci-ecam,",
+            " pci-config-cache, pci-ecam,",
         ),
         (["run", "--checks", "/no/such.yaml"], "/no/such.yaml", ""),
         (["run", "--linux-tree", "/no/such"], "there is nothing there", ""),

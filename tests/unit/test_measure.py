@@ -162,5 +162,5 @@ def test_unknown_test_names_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         resolve_tests(["lspic"])
     assert "'lspci'" in str(caught.value.hint)
-    assert resolve_tests([]) == ("lspci", "vmexit", "p2p")
+    assert resolve_tests([]) == ("lspci", "vmexit", "p2p", "imc")
     assert resolve_tests(["p2p", "lspci"]) == ("lspci", "p2p")
