@@ -168,41 +168,48 @@ class Host:
         if loaded:
             self.shell.run(f"modprobe -r {module} kvm", deadline_s=60)
         for name in ("kvm", module):
-            words = [f"{key}={value}" for key, value in wanted.get(name, {}).items()]
-            self.shell.run(shlex.join(["modprobe", name, *words]), deadline_s=120)
+            self.shell.run(_modprobe(name, wanted.get(name, {})), deadline_s=120)
         self._kvm_parameters = wanted
         for name, values in wanted.items():
-            for key, value in values.items():
-                path = f"/sys/module/{name}/parameters/{key}"
-                taken = self.shell.run(f"cat {shlex.quote(path)}").stdout.strip()
-                if taken != value:
-                    raise MeasurementError(
-                        f"{self.name}: {name} has set its parameter {key} to {taken or 'nothing'}, "
-                        f"not to {value}",
-                        hint="its hardware or its kernel can't do what the parameter is for",
-                    )
+            self._check_taken(name, values)
+
+    def _check_taken(self, module: str, values: Mapping[str, str]) -> None:
+        for key, value in values.items():
+            path = f"/sys/module/{module}/parameters/{key}"
+            taken = self.shell.run(f"cat {shlex.quote(path)}", check=False).stdout.strip()
+            if taken != value:
+                raise MeasurementError(
+                    f"{self.name}: {module} has set its parameter {key} to {taken or 'nothing'}, "
+                    f"not to {value}",
+                    hint="its hardware or its kernel can't do what the parameter is for",
+                )
 
     @contextmanager
     def parameters(self, wanted: Mapping[str, Mapping[str, str]]) -> Iterator[None]:
         """Parameters of modules other than KVM's, as long as the context lasts.
 
         They are set by sysfs, where the module is, loaded or built in. A module with one that can
-        only be set when it is loaded is loaded anew, and removed at the end.
+        only be set when it is loaded is loaded anew, and is as it was at the end.
         """
         before: dict[str, str] = {}
-        loaded: list[str] = []
+        undo: list[str] = []
         try:
             for module, values in wanted.items():
                 if module in ("kvm", "kvm_amd", "kvm_intel"):
                     continue
+                there = self.shell.run(f"test -d /sys/module/{module}", check=False).status == 0
                 self.shell.run(f"modprobe {shlex.quote(module)} 2>/dev/null", check=False)
                 paths = {key: f"/sys/module/{module}/parameters/{key}" for key in values}
-                fixed = 'case $(stat -c %a "$f" 2>/dev/null) in 4*) exit 0 ;; esac'
-                looks = f"for f in {shlex.join(paths.values())}; do {fixed}; done; exit 1"
-                if self.shell.run(looks, check=False).status == 0:
-                    words = shlex.join([module, *(f"{key}={one}" for key, one in values.items())])
-                    self.shell.run(f"modprobe -r {shlex.quote(module)} && modprobe {words}")
-                    loaded.append(module)
+                # value and mode of each; those that are missing are told below
+                looks = 'for f in "$@"; do echo "$(stat -c %a "$f") $(cat "$f")"; done 2>/dev/null'
+                found = self.shell.run(f"set -- {shlex.join(paths.values())}; {looks}").stdout
+                had = dict(zip(values, found.splitlines(), strict=True))
+                if any(line.startswith("4") for line in had.values()):
+                    old = {key: line.partition(" ")[2] for key, line in had.items()}
+                    remove = f"modprobe -r {shlex.quote(module)}"
+                    undo.append(f"{remove} && {_modprobe(module, old)}" if there else remove)
+                    self.shell.run(f"{remove} && {_modprobe(module, values)}")
+                    self._check_taken(module, values)
                     continue
                 for key, value in values.items():
                     quoted = shlex.quote(paths[key])
@@ -220,8 +227,8 @@ class Host:
             for path, value in before.items():
                 with contextlib.suppress(MeasurementError):
                     self.shell.run(f"echo {shlex.quote(value)} > {shlex.quote(path)}")
-            for module in loaded:
-                self.shell.run(f"modprobe -r {shlex.quote(module)}", check=False)
+            for command in undo:
+                self.shell.run(command, check=False)
 
     def bind_vfio(self, address: str, driver: str = "vfio-pci") -> str:
         """Give a PCI function to vfio-pci, or to another driver for guests.
@@ -364,6 +371,10 @@ def count_iommu_faults(lines: Iterable[str]) -> int:
     return sum(
         1 for line in lines if ("DMAR:" in line and "[DMA " in line) or "IO_PAGE_FAULT" in line
     )
+
+
+def _modprobe(module: str, values: Mapping[str, str]) -> str:
+    return shlex.join(["modprobe", module, *(f"{key}={value}" for key, value in values.items())])
 
 
 def _names(folder: Path) -> str:

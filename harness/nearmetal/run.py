@@ -60,7 +60,7 @@ TEST_CASES: Mapping[str, TestCase] = {
         testbed_names=p2p.ROUTE_NAMES,
         tool_names=tools.NAMES,
     ),
-    "imc": TestCase(imc.measure, imc.NAMES, function="imc"),
+    "imc": TestCase(imc.measure, imc.NAMES, needs_p2p=True, function="imc"),
 }
 assert tuple(TEST_CASES) == TESTS
 
@@ -549,6 +549,12 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
             else [(settings.testbed, resolve_tests(options.tests))]
         )
     ]
+    for name in options.tests:
+        if not any(measured_by(one, (name,)) for share in shares for one in share.plan):
+            raise UsageError(
+                f"none of the variants asked for is measured by '{name}'",
+                hint="it is for a series that names it in patches/series.yaml and is no draft",
+            )
     rules = checks.load_checks(options.checks or (checks.DEFAULT_CHECKS,))
     cache = Cache(settings.cache_dir).open()
     run_id = time.strftime("%Y%m%d-%H%M%S", time.gmtime(begun)) + f"-{os.getpid()}"

@@ -314,8 +314,8 @@ def wait_up(testbed: Testbed) -> Host:
     host.shown = testbed.shown
     if isinstance(testbed.parts, Parts):
         host.p2p = find_p2p(host)
-        if found := host.shell.run(imc.FIND, check=False).stdout.split():
-            host.functions = {"imc": found[0]}
+        if function := imc.find(host.shell):
+            host.functions = {"imc": function}
     host.instructions = testbed.instructions
     return host
 

@@ -8,19 +8,20 @@ intel_uncore, which is not patched, looks for the memory controllers.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EBUSY
 from pathlib import Path
 
 import pytest
+import test_direct_p2p as isolation
 from test_pmu_passthrough import patched_config
 
-from nearmetal import run, testbed, variants
+from nearmetal import run, testbed
 from nearmetal.cache import Cache
 from nearmetal.errors import MeasurementError
 from nearmetal.guest import Guest, GuestParts, running_guest
@@ -34,9 +35,15 @@ pytestmark = pytest.mark.testbed
 
 NEEDED = ("linux/uncore-pmu", "qemu/uncore-pmu", "testbed/icx-imc")
 MODULE = "icx_imc_vfio_pci"
-DRIVER = "icx_imc_vfio_pci"
-PCI = "/sys/bus/pci/devices"
+"""Of the same name is its driver."""
 CPU = "Icelake-Server-v4,vendor=GenuineIntel,-hypervisor,host-phys-bits=on,pmu=off"
+CHANNEL_PAGE = imc.CHANNEL_0 & -imc.PAGE
+BOX = imc.CHANNEL_0 - CHANNEL_PAGE
+"""Where the PMU's registers begin in the page of a channel."""
+BOX_SIZE = 0x58
+CONTROL_0, CONTROL_2, COUNTER_2 = 0x40, 0x48, 0x18
+"""Offsets in a channel's box."""
+ENABLE, OVERFLOW = 1 << 22, 1 << 20
 RAS = (0xC18, 0xE54)
 """Of the RAS registers in a channel's page, from its beginning."""
 MOST_OFF_PCT = 1.0
@@ -48,34 +55,29 @@ class Place:
     """The host, with the function of the memory controllers, and what a guest is made of."""
 
     host: Host
-    function: str
     parts: GuestParts
     logs: Path
-    addresses: list[int]
-    """Where the host has the registers of each memory controller."""
+    controller: int
+    """Where the host has the registers of the first memory controller."""
 
-    def sh(self, command: str) -> str:
-        return self.host.shell.run(command, deadline_s=120).stdout.strip()
+    def read(self, offset: int, width: int = 32) -> int:
+        """A register of the first memory controller as the host has it."""
+        said = self.host.shell.run(f"nm-mmio read {self.controller + offset:#x} {width} 1").stdout
+        return int(json.loads(said)["value"])
 
-    def reload(self, *, map_: bool) -> None:
-        """Load the driver anew, and give it the function."""
-        device = f"{PCI}/{self.function}"
-        self.sh(
-            f"modprobe -r {MODULE} 2>/dev/null; modprobe {MODULE} map={'Y' if map_ else 'N'} && "
-            f"echo {DRIVER} > {device}/driver_override && "
-            f"echo {self.function} > /sys/bus/pci/drivers_probe"
-        )
-        assert self.sh(f"basename $(readlink {device}/driver)") == DRIVER
-
-    def read(self, address: int, width: int = 32) -> int:
-        """A register as the host has it."""
-        return int(json.loads(self.sh(f"nm-mmio read {address:#x} {width} 1"))["value"])
+    @contextmanager
+    def driver(self, mode: str) -> Iterator[None]:
+        """The function is with its driver, which allows a mode."""
+        allows = {MODULE: {"map": "Y" if mode == "map" else "N"}}
+        with self.host.parameters(allows), self.host.vfio([], {"imc": MODULE}):
+            yield
 
     def guest_parts(self, mode: str) -> GuestParts:
+        function = self.host.functions["imc"]
         words = (
             *("-cpu", CPU),
             *("-device", "icx-ubox,bus=pcie.0,addr=1e.0,multifunction=on"),
-            *("-device", f"vfio-pci,host={self.function},bus=pcie.0,addr=1e.1,icx-imc={mode}"),
+            *("-device", f"vfio-pci,host={function},bus=pcie.0,addr=1e.1,icx-imc={mode}"),
         )
         return dataclasses.replace(self.parts, extra=(*self.parts.extra, *words))
 
@@ -87,37 +89,32 @@ def place(
     config = patched_config(conf, NEEDED)
     made = run.build_all(conf, cache, [config], with_testbed=True)
     logs = tmp_path_factory.mktemp("logs")
+    extra = testbed.MEMORY_CONTROLLERS
     with (
         cache.lock("testbed"),
-        run.host_for(
-            conf, cache, made, config, None, logs, extra=testbed.MEMORY_CONTROLLERS
-        ) as host,
+        run.host_for(conf, cache, made, config, None, logs, extra=extra) as host,
     ):
         host.load_kvm()
-        function = host.functions["imc"]
-        text = host.shell.run(f"base64 {PCI}/{function}/config").stdout
-        disk = host.p2p["disk"]
-        with host.vfio([disk]):
-            parts = run.guest_parts(conf, cache, made, config, host, [disk])
-            yield Place(host, function, parts, logs, imc.addresses(base64.b64decode(text)))
+        assigned = host.assigned
+        with host.vfio(assigned):
+            parts = run.guest_parts(conf, cache, made, config, host, assigned)
+            yield Place(host, parts, logs, imc.controllers(host.shell)[0])
 
 
 @contextmanager
 def guest_with(place: Place, mode: str) -> Iterator[Bench]:
     """A guest that has the PMU; ``mode`` is how its reads are answered."""
-    place.reload(map_=mode == "map")
     place.host.forget_log()
     with (
+        place.driver(mode),
         running_guest(place.host, place.guest_parts(mode), logs=place.logs, label=mode) as guest,
         counting(place.host.shell) as tracer,
     ):
         yield Bench(place.host, guest, tracer, "on", place.logs, "uncore-pmu", "amd", mode)
 
 
-def guest_addresses(guest: Guest) -> list[int]:
-    (function,) = guest.shell.run(imc.FIND, check=False).stdout.split()
-    text = guest.shell.run(f"base64 {PCI}/{function}/config").stdout
-    return imc.addresses(base64.b64decode(text))
+def write(guest: Guest, address: int, value: int, width: int = 32) -> None:
+    guest.shell.run(f"nm-mmio write {address:#x} {width} {value:#x}")
 
 
 def registers(guest: Guest, address: int, length: int) -> dict[int, int]:
@@ -138,46 +135,38 @@ def test_the_guest_counts_and_reads_cheaply(place: Place, mode: str) -> None:
         found = imc.measure(bench)
         for one in found:
             print(one.name, one.context, one.values)
+        wanted = {"imc.read_userspace_exits": 0.0, "imc.read_exits": float(mode == "trap")}
         for one in found:
-            if one.name.endswith("_error_pct"):
+            if one.name in wanted:
+                assert set(one.values) == {wanted[one.name]}, one
+            else:
                 assert max(one.values) < MOST_OFF_PCT, one
-            if one.name == "imc.read_userspace_exits":
-                assert set(one.values) == {0.0}, one
-            if one.name == "imc.read_exits" and mode == "map":
-                assert max(one.values) < 0.01, one
-            if one.name == "imc.read_exits" and mode == "trap":
-                assert min(one.values) >= 1 and max(one.values) < 1.1, one
 
         # the other registers of a channel's page
-        page = guest_addresses(guest)[0] + (imc.CHANNEL_0 & ~0xFFF)
-        host_page = place.addresses[0] + (imc.CHANNEL_0 & ~0xFFF)
-        seen = registers(guest, page, 0x1000)
-        ours = {at: place.read(host_page + at) for at in RAS}
+        page = imc.controllers(guest.shell)[0] + CHANNEL_PAGE
+        seen = registers(guest, page, imc.PAGE)
+        ours = {at: place.read(CHANNEL_PAGE + at) for at in RAS}
         assert all(ours.values()), ours
         if mode == "trap":
-            assert not [at for at in seen if not 0x800 <= at < 0x858], seen
+            assert not [at for at in seen if not BOX <= at < BOX + BOX_SIZE], seen
         else:
             assert {at: seen.get(at, 0) for at in RAS} == ours
         for at in RAS:
-            guest.shell.run(f"nm-mmio write {page + at:#x} 32 0")
-        assert {at: place.read(host_page + at) for at in RAS} == ours
+            write(guest, page + at, 0)
+        assert {at: place.read(CHANNEL_PAGE + at) for at in RAS} == ours
         # an overflow must not interrupt the host
-        guest.shell.run(f"nm-mmio write {page + 0x840:#x} 32 {1 << 20 | 1 << 22 | 4:#x}")
-        assert place.read(host_page + 0x840) == 1 << 22 | 4
-        guest.shell.run(f"nm-mmio write {page + 0x840:#x} 32 0")
+        write(guest, page + BOX + CONTROL_0, OVERFLOW | ENABLE | 4)
+        assert place.read(imc.CHANNEL_0 + CONTROL_0) == ENABLE | 4
         place.host.check()
 
 
 def test_there_is_one_user_and_he_leaves_nothing_behind(place: Place) -> None:
     with guest_with(place, "trap") as bench:
-        box = place.addresses[0] + imc.CHANNEL_0
-        page = guest_addresses(bench.guest)[0] + imc.CHANNEL_0
-        bench.guest.shell.run(
-            f"nm-mmio write {page + 0x48:#x} 32 {1 << 22 | 0x3004:#x} && "
-            f"nm-mmio write {page + 0x18:#x} 64 0x123456"
-        )
-        assert place.read(box + 0x48) == 1 << 22 | 0x3004
-        assert place.read(box + 0x18, 64) >= 0x123456
+        box = imc.controllers(bench.guest.shell)[0] + imc.CHANNEL_0
+        write(bench.guest, box + CONTROL_2, ENABLE | 0x3004)
+        write(bench.guest, box + COUNTER_2, 0x123456, 64)
+        assert place.read(imc.CHANNEL_0 + CONTROL_2) == ENABLE | 0x3004
+        assert place.read(imc.CHANNEL_0 + COUNTER_2, 64) >= 0x123456
 
         second = dataclasses.replace(place.guest_parts("trap"), assigned=())
         with (
@@ -187,35 +176,45 @@ def test_there_is_one_user_and_he_leaves_nothing_behind(place: Place) -> None:
             pass
         assert "Device or resource busy" in f"{refused.value.message} {refused.value.detail}"
 
-        pid = bench.guest.host.shell.run("pgrep -f guest=nearmetal- | head -n 1").stdout.strip()
-        place.sh(f"kill -KILL {pid}; while [ -d /proc/{pid} ]; do sleep 0.1; done")
-        assert place.read(box + 0x48) == 0
-        assert place.read(box + 0x18, 64) == 0
+        # the second has ended
+        pids = place.host.shell.run("pgrep -f guest=nearmetal-.*icx-imc=trap").stdout.split()
+        place.host.shell.run(
+            f"kill -KILL {' '.join(pids)}; for pid in {' '.join(pids)}; do "
+            "while [ -d /proc/$pid ]; do sleep 0.1; done; done",
+            deadline_s=60,
+        )
+        assert place.read(imc.CHANNEL_0 + CONTROL_2) == 0
+        assert place.read(imc.CHANNEL_0 + COUNTER_2, 64) == 0
+        place.host.check()
         with pytest.raises(MeasurementError):
-            bench.guest.check()
             bench.guest.qmp("query-status", deadline_s=5)
 
 
 def test_without_the_property_there_is_no_pmu(place: Place) -> None:
-    place.reload(map_=False)
+    """What the other tests' guests write to a control is not there, nor read back."""
     parts = place.guest_parts("off")
-    with running_guest(place.host, parts, logs=place.logs, label="off") as guest:
-        address = guest_addresses(guest)[0] + imc.FREE_RUNNING_READ
-        said = guest.shell.run(f"nm-mmio read {address:#x} 64 1").stdout
-        assert json.loads(said)["value"] in (0, (1 << 64) - 1)
+    with (
+        place.driver("trap"),
+        running_guest(place.host, parts, logs=place.logs, label="off") as guest,
+    ):
+        box = imc.controllers(guest.shell)[0] + imc.CHANNEL_0
+        write(guest, box + CONTROL_2, ENABLE | 0x3004)
+        assert place.read(imc.CHANNEL_0 + CONTROL_2) == 0
+        said = guest.shell.run(f"nm-mmio read {box + CONTROL_2:#x} 32 1").stdout
+        assert json.loads(said)["value"] in (0, (1 << 32) - 1)
 
 
 def test_qemu_says_what_is_missing(place: Place) -> None:
     """``map`` where the host's kernel does not allow it."""
-    place.reload(map_=False)
     with (
+        place.driver("trap"),
         pytest.raises(MeasurementError) as refused,
         running_guest(place.host, place.guest_parts("map"), logs=place.logs, label="no-map"),
     ):
         pass
     said = f"{refused.value.message} {refused.value.detail}"
     print(said)
-    assert MODULE in said.replace("-", "_") and "map" in said
+    assert "icx-imc-vfio-pci.map=Y" in said
 
 
 @pytest.mark.nightly
@@ -223,57 +222,36 @@ def test_the_hosts_perf_and_a_user_exclude_each_other(
     conf: Settings, cache: Cache, tmp_path: Path
 ) -> None:
     """On a host whose CPU is an Ice Lake, so that perf has these PMUs; KVM cannot run there."""
-    config: variants.Config = patched_config(conf, NEEDED)
+    config = patched_config(conf, NEEDED)
     made = run.build_all(conf, cache, [config], with_testbed=True)
     extra = (*testbed.MEMORY_CONTROLLERS, "-cpu", "Icelake-Server-v4,-hypervisor")
+    counts = "perf stat -x, -a -e uncore_imc_0/event=0x04,umask=0x30/ sleep"
     with (
         cache.lock("testbed"),
         run.host_for(conf, cache, made, config, None, tmp_path, extra=extra) as host,
+        host.vfio([], {"imc": MODULE}),
     ):
         function = host.functions["imc"]
-        device = f"{PCI}/{function}"
-        host.shell.run(
-            f"modprobe {MODULE} && echo {DRIVER} > {device}/driver_override && "
-            f"echo {function} > /sys/bus/pci/drivers_probe"
-        )
-        counts = "perf stat -x, -a -e uncore_imc_0/event=0x04,umask=0x30/ sleep"
-        alone = host.shell.run(f"{counts} 1 2>&1").stdout
-        assert "<not" not in alone, alone
-        (cdev,) = host.shell.run(f"ls {device}/vfio-dev").stdout.split()
-        holder = host.shell.start("exec nm-vfio")
-        holder.channel.sendall(f"open {function}\n".encode())
-        answer = _lines(holder.channel, 2)
-        assert json.loads(answer[1])["errno"] == 0, (cdev, answer)
-        refused = host.shell.run(f"{counts} 1 2>&1", check=False).stdout
-        print(refused)
-        assert "<not" in refused or "busy" in refused, refused
-        holder.close()
-        again = host.shell.run(
-            f"for i in $(seq 50); do {counts} 1 2>&1 | grep -v '<not' && exit; sleep 0.2; done; "
-            "exit 1"
-        ).stdout
-        assert "uncore_imc_0" in again
+
+        def is_counted() -> bool:
+            done = host.shell.run(f"{counts} 0.1 2>&1", check=False)
+            print(done.stdout)
+            return done.status == 0 and ",,uncore_imc_0/" in done.stdout and "<" not in done.stdout
+
+        assert is_counted()
+        user = isolation.Program(host)
+        user.do("open", function)
+        assert not is_counted()
+        user.end("KILL")
+        isolation.wait_for(is_counted)
 
         pid = host.shell.run(f"{counts} 600 > /dev/null 2>&1 < /dev/null & echo $!").stdout.strip()
-        host.shell.run(
-            f"for i in $(seq 100); do ls -l /proc/{pid}/fd | grep -q perf_event && exit; "
-            "sleep 0.2; done; exit 1"
+        isolation.wait_for(
+            lambda: "perf_event" in host.shell.run(f"ls -l /proc/{pid}/fd", check=False).stdout
         )
-        holder = host.shell.start("exec nm-vfio")
-        holder.channel.sendall(f"open {function}\n".encode())
-        answer = _lines(holder.channel, 2)
-        assert json.loads(answer[1])["errno"] == 16, answer
-        holder.close()
-        host.shell.run(f"kill {shlex.quote(pid)}")
+        user = isolation.Program(host)
+        assert user.ask("open", function)["errno"] == EBUSY
+        host.shell.run(f"kill {shlex.quote(pid)}; while [ -d /proc/{pid} ]; do sleep 0.1; done")
+        user.do("open", function)
+        user.end("KILL")
         host.check()
-
-
-def _lines(channel: object, count: int) -> list[str]:
-    """The first lines that a program prints."""
-    channel.settimeout(60)  # type: ignore[attr-defined]
-    data = b""
-    while data.count(b"\n") < count:
-        got = channel.recv(1 << 16)  # type: ignore[attr-defined]
-        assert got, f"it has ended: {data!r}"
-        data += got
-    return data.decode().splitlines()

@@ -10,10 +10,12 @@ where nothing else is counted, exactly; on a server it is the least that must be
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ..errors import MeasurementError
 from ..model import Measurement
+from ..shell import Shell
+from . import p2p
 from .bench import Bench
 
 NAMES = (
@@ -25,7 +27,7 @@ NAMES = (
 
 LINE = 64
 BYTES = 64 << 20
-"""What a transfer moves; the testbed's disk has twice as much."""
+"""What a transfer moves; the testbed's disk has twice as much. What is on p2p's disk is lost."""
 RUNS = 3
 READS = 1000
 
@@ -38,15 +40,23 @@ FREE_READ, FREE_WRITE = "event=0xff,umask=0x20", "event=0xff,umask=0x21"
 MMIO_BASE, MEMORY_CONTROLLER = 0xD0, 0xD8
 FREE_RUNNING_READ, CHANNEL_0, COUNTER_0 = 0x2290, 0x22800, 0x08
 """Offsets of registers at a memory controller."""
+PAGE = 4096
 
 _DEADLINE_S = 300.0
 
 FIND = r"""
 for d in /sys/bus/pci/devices/*; do
-  [ "$(cat $d/vendor $d/device | tr '\n' ' ')" = "0x8086 0x3451 " ] && basename $d
+  read -r vendor < $d/vendor; read -r device < $d/device
+  [ "$vendor $device" = "0x8086 0x3451" ] && echo ${d##*/}
 done
+true
 """
-"""The function of the memory controllers, 8086:3451 (SNR_MC_DEVICE_ID)."""
+"""The functions of memory controllers, 8086:3451 (SNR_MC_DEVICE_ID)."""
+
+
+def find(shell: Shell) -> str | None:
+    """The address of the first function with memory controllers, if there is one."""
+    return next(iter(shell.run(FIND).stdout.split()), None)
 
 
 def events(*kinds: str) -> list[str]:
@@ -125,17 +135,26 @@ def transfers(disk: str) -> Mapping[str, str]:
     }
 
 
+def controllers(shell: Shell) -> list[int]:
+    """Where the machine that ``shell`` is on has each memory controller's registers.
+
+    Raises MeasurementError for one that has no such function.
+    """
+    function = find(shell)
+    if function is None:
+        raise MeasurementError(
+            f"{shell.name} has no function 8086:3451, which is that of memory controllers"
+        )
+    text = shell.run(f"base64 /sys/bus/pci/devices/{function}/config").stdout
+    return addresses(base64.b64decode(text))
+
+
 def measure(bench: Bench) -> list[Measurement]:
-    """All rows: what counts are off for DMA of a disk of the guest, and the exits of a read."""
+    """All rows: what counts are off for DMA of p2p's disk in the guest, and the exits of a read."""
     shell = bench.guest.shell
-    function = shell.run(FIND, check=False).stdout.split()
-    if len(function) != 1:
-        raise MeasurementError("the guest has no function 8086:3451 with memory controllers")
-    disk = shell.run("ls /dev/nvme*n1 2>/dev/null | head -n 1").stdout.strip()
-    if not disk:
-        raise MeasurementError("the guest has no NVMe disk whose DMA could be counted")
-    config = shell.run(f"base64 /sys/bus/pci/devices/{function[0]}/config").stdout
-    rows = [*counted(bench, disk), *exits(bench, config)]
+    first = controllers(shell)[0]
+    disk, _ = p2p.find(shell.run(p2p.FIND).stdout)
+    rows = [*counted(bench, disk), *exits(bench, first)]
     bench.guest.check()
     return rows
 
@@ -156,26 +175,26 @@ def counted(bench: Bench, disk: str) -> list[Measurement]:
     ]
 
 
-def exits(bench: Bench, config: str) -> list[Measurement]:
-    """Exits a read of a counter, by who answers."""
-    first = addresses(base64.b64decode(config))[0]
+def exits(bench: Bench, controller: int) -> list[Measurement]:
+    """Exits for a read of a counter of a memory controller, by who answers.
+
+    They are told by their address: a guest whose CPU says that there is no hypervisor has timers
+    and clocks that exit meanwhile.
+    """
     rows = []
     for counter, at in (
         ("free-running", FREE_RUNNING_READ),
         ("programmed", CHANNEL_0 + COUNTER_0),
     ):
-        total, user = reads(bench, counter, first + at)
+        address = controller + at
+        page = address & -PAGE
+        command = f"nm-mmio read {address:#x} 64 {READS}"
+        seen = [
+            bench.traced(f"imc-{counter}-{number}", command, deadline_s=_DEADLINE_S)[1]
+            for number in range(RUNS)
+        ]
+        total = [one.mmio_reads(page, page + PAGE) / READS for one in seen]
+        user = [one.mmio_reads_userspace(page, page + PAGE) / READS for one in seen]
         rows.append(bench.row("imc.read_exits", total, counter=counter))
         rows.append(bench.row("imc.read_userspace_exits", user, counter=counter))
     return rows
-
-
-def reads(bench: Bench, label: str, address: int) -> tuple[Sequence[float], Sequence[float]]:
-    """Exits and userspace exits a read at a physical address, of each run."""
-    total, user = [], []
-    for number in range(RUNS):
-        command = f"nm-mmio read {address:#x} 64 {READS}"
-        _, seen = bench.traced(f"imc-{label}-{number}", command, deadline_s=_DEADLINE_S)
-        total.append(seen.total / READS)
-        user.append(seen.total_userspace / READS)
-    return total, user
