@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EBUSY
 from pathlib import Path
 
 import pytest
-import test_direct_p2p as isolation
 from test_pmu_passthrough import patched_config
 
-from nearmetal import run, testbed
+from nearmetal import builds, run, sources, testbed
 from nearmetal.cache import Cache
 from nearmetal.errors import MeasurementError
 from nearmetal.guest import Guest, GuestParts, running_guest
@@ -46,6 +44,7 @@ CONTROL_0, CONTROL_2, COUNTER_2 = 0x40, 0x48, 0x18
 ENABLE, OVERFLOW = 1 << 22, 1 << 20
 RAS = (0xC18, 0xE54)
 """Of the RAS registers in a channel's page, from its beginning."""
+SELFTEST = "vfio_icx_imc_test"
 MOST_OFF_PCT = 1.0
 """NVMe reads its commands and lists of pages from memory, and writes completions there."""
 
@@ -218,40 +217,19 @@ def test_qemu_says_what_is_missing(place: Place) -> None:
 
 
 @pytest.mark.nightly
-def test_the_hosts_perf_and_a_user_exclude_each_other(
-    conf: Settings, cache: Cache, tmp_path: Path
-) -> None:
-    """On a host whose CPU is an Ice Lake, so that perf has these PMUs; KVM cannot run there."""
+@pytest.mark.parametrize("mode", ["trap", "map"])
+def test_selftest_passes(conf: Settings, cache: Cache, place: Place, mode: str) -> None:
+    """The kernel's own, without a VM and with one; a skip that is not expected is no pass."""
     config = patched_config(conf, NEEDED)
-    made = run.build_all(conf, cache, [config], with_testbed=True)
-    extra = (*testbed.MEMORY_CONTROLLERS, "-cpu", "Icelake-Server-v4,-hypervisor")
-    counts = "perf stat -x, -a -e uncore_imc_0/event=0x04,umask=0x30/ sleep"
-    with (
-        cache.lock("testbed"),
-        run.host_for(conf, cache, made, config, None, tmp_path, extra=extra) as host,
-        host.vfio([], {"imc": MODULE}),
-    ):
-        function = host.functions["imc"]
-
-        def is_counted() -> bool:
-            done = host.shell.run(f"{counts} 0.1 2>&1", check=False)
-            print(done.stdout)
-            return done.status == 0 and ",,uncore_imc_0/" in done.stdout and "<" not in done.stdout
-
-        assert is_counted()
-        user = isolation.Program(host)
-        user.do("open", function)
-        assert not is_counted()
-        user.end("KILL")
-        isolation.wait_for(is_counted)
-
-        pid = host.shell.run(f"{counts} 600 > /dev/null 2>&1 < /dev/null & echo $!").stdout.strip()
-        isolation.wait_for(
-            lambda: "perf_event" in host.shell.run(f"ls -l /proc/{pid}/fd", check=False).stdout
-        )
-        user = isolation.Program(host)
-        assert user.ask("open", function)["errno"] == EBUSY
-        host.shell.run(f"kill {shlex.quote(pid)}; while [ -d /proc/{pid} ]; do sleep 0.1; done")
-        user.do("open", function)
-        user.end("KILL")
-        host.check()
+    linux = sources.obtain(conf, cache, "linux")
+    folder = builds.vfio_selftests(conf, cache, linux, (SELFTEST,), patches=config.linux_patches)
+    program = place.host.place(folder / SELFTEST)
+    with place.driver(mode):
+        function = place.host.functions["imc"]
+        done = place.host.shell.run(f"{program} {function}", deadline_s=300, check=False)
+    print(done.stdout, done.stderr)
+    assert done.status == 0, (done.stdout + done.stderr)[-3000:]
+    skipped = set(re.findall(r"^ok \d+ icx_imc\.(\S+) # SKIP", done.stdout, re.M))
+    unmapped = {"plain.mmap", "vm.mmap"} if mode == "trap" else set()
+    assert skipped == {"plain.guest", "vm.reset_after_kill"} | unmapped
+    place.host.check()

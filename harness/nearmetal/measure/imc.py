@@ -163,8 +163,9 @@ def counted(bench: Bench, disk: str) -> list[Measurement]:
     """How far programmable counters are off, and free-running ones in a row of their own."""
     found: dict[tuple[str, str], list[float]] = {}
     for way, command in transfers(disk).items():
-        for _ in range(RUNS):
+        for number in range(RUNS):
             said = bench.guest.shell.run(perf_command(command), deadline_s=_DEADLINE_S).stdout
+            (bench.logs / f"{bench.label}-imc-{way}-{number}.perf").write_text(said)
             sums = parse_perf(said)
             programmed, free = (CAS_READ, FREE_READ) if way == "read" else (CAS_WRITE, FREE_WRITE)
             found.setdefault((way, "programmed"), []).append(error_pct(sums[programmed]))
