@@ -96,6 +96,34 @@ def sources_text(found: tuple[Mirror, ...]) -> str:
 
 
 @dataclass(frozen=True)
+class Pinned:
+    """A file of the archive that is known to be good.
+
+    ``pool`` is its place below the archive's top; ``sha256`` was checked against the
+    signed index or the signed .dsc that named it when it was pinned.
+    """
+
+    pool: str
+    version: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return self.pool.rsplit("/", 1)[-1]
+
+
+class Gone(EnvironmentBroken):
+    """The signed index names a file that the archive does not have any more."""
+
+
+_NOT_FOUND = re.compile(r"\b404\b|Not Found")
+"""What apt says of a file that a mirror has not (by HTTP, or by a mirror on disk)."""
+
+_HELPER = Path("/usr/lib/apt/apt-helper")
+
+
+@dataclass(frozen=True)
 class Archive:
     """apt with its configuration, lists and state in the cache."""
 
@@ -110,17 +138,27 @@ class Archive:
         return {"APT_CONFIG": str(self.folder / "apt.conf"), "LC_ALL": "C.UTF-8"}
 
     def fetch(self, file: File, folder: Path) -> Path:
-        """Download a file and verify its SHA-256; apt goes on where a broken one stopped."""
+        """Download a file and verify its SHA-256; apt goes on where a broken one stopped.
+
+        Raises Gone where the archive has no such file, which is remembered until the lists
+        are read again; EnvironmentBroken where it cannot be had or is not what was signed.
+        """
         target = folder / file.name
         words = ["source", "--download-only", "--tar-only"] if file.is_source else ["download"]
         for attempt in (1, 2):
-            proc.run(
-                ["apt-get", *words, f"{file.package}={file.version}"],
-                deadline_s=_DEADLINE_S,
-                cwd=folder,
-                env=self._env(),
-                hint="check the network and the disk, then run again: the download goes on",
-            )
+            try:
+                proc.run(
+                    ["apt-get", *words, f"{file.package}={file.version}"],
+                    deadline_s=_DEADLINE_S,
+                    cwd=folder,
+                    env=self._env(),
+                    hint="check the network and the disk, then run again: the download goes on",
+                )
+            except proc.CommandFailed as error:
+                if not _NOT_FOUND.search(error.output):
+                    raise
+                self._remember_gone(file.sha256)
+                raise Gone(f"{file.name} is named by Debian's index, but gone") from None
             got = sorted(folder.glob("*.deb")) if not file.is_source else [target]
             if got and got[0].is_file() and sha256_file(got[0]) == file.sha256:
                 return got[0]
@@ -132,6 +170,48 @@ class Archive:
             f"{file.name}: the download's SHA-256 is not {file.sha256}",
             hint="the mirror or something on the way alters files; use another, or --source-dir",
         )
+
+    def fetch_pinned(self, file: Pinned, folder: Path) -> Path:
+        """Download a pinned file from the machine's own mirror; apt verifies its SHA-256.
+
+        Raises Gone where the archive does not have it any more, EnvironmentBroken.
+        """
+        target = folder / file.name
+        mirror = re.search(r"(?m)^URIs: (\S+)$", self.sources_file.read_text())
+        assert mirror is not None  # open_archive wrote it
+        address = f"{mirror[1].rstrip('/')}/{file.pool}"
+        try:
+            proc.run(
+                [_HELPER, "download-file", address, target, f"SHA256:{file.sha256}"],
+                deadline_s=_DEADLINE_S,
+                env=self._env(),
+                hint="check the network and the disk, then run again",
+            )
+        except proc.CommandFailed as error:
+            target.unlink(missing_ok=True)
+            if _NOT_FOUND.search(error.output):
+                raise Gone(
+                    f"{file.name} (known to work) is gone from Debian's archive",
+                    hint="put it into a folder and name that with --source-dir",
+                ) from None
+            raise
+        if sha256_file(target) != file.sha256:
+            target.unlink()
+            raise EnvironmentBroken(
+                f"{file.name}: the download's SHA-256 is not {file.sha256}",
+                hint="the mirror or something on the way alters files; use another,"
+                " or --source-dir",
+            )
+        return target
+
+    def is_gone(self, file: File) -> bool:
+        """Whether the archive was found to lack this file since the lists were read."""
+        stamp, gone = self.folder / "updated", self.folder / "gone" / file.sha256
+        return gone.is_file() and stamp.is_file() and gone.stat().st_mtime >= stamp.stat().st_mtime
+
+    def _remember_gone(self, sha256: str) -> None:
+        (self.folder / "gone").mkdir(exist_ok=True)
+        (self.folder / "gone" / sha256).touch()
 
     def binaries(self, package: str, wanted: str) -> list[File]:
         """The binary package's versions that match the regular expression, newest first."""

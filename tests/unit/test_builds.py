@@ -69,7 +69,7 @@ def test_user_s_folder_is_copied_and_recorded(tmp_path: Path) -> None:
 
 
 def test_truncated_archive_of_the_user(tmp_path: Path) -> None:
-    archive = tmp_path / "sources" / "qemu-10.0.9.tar.bz2"
+    archive = tmp_path / "sources" / "qemu-11.1.9.tar.bz2"
     archive.parent.mkdir()
     archive.write_bytes(bz2.compress(b"x" * 100000)[:40])
     settings, cache = conf(tmp_path, source_dir=archive.parent)
@@ -84,14 +84,16 @@ def test_newest_archive_of_the_user_is_taken(tmp_path: Path) -> None:
 
     folder = tmp_path / "sources"
     folder.mkdir()
-    for version in ("10.0.9", "10.0.12"):
+    for version in ("11.1.9", "11.1.12"):
         inner = tmp_path / version / f"qemu-{version}"
-        (inner / "pc-bios").mkdir(parents=True)
+        (inner / "pc-bios" / "dtb").mkdir(parents=True)
+        (inner / "pc-bios" / "dtb" / "bamboo.dts").touch()
         (inner / "pc-bios" / "meson.build").write_text("fds = ['edk2-x86_64-code.fd']\n")
         with tarfile.open(folder / f"qemu-{version}.tar.xz", "w:xz") as tar:
             tar.add(inner, inner.name)
     settings, cache = conf(tmp_path, source_dir=folder)
     source = sources.obtain(settings, cache, "qemu")
-    assert source.version == "10.0.12"
+    assert source.version == "11.1.12"
     placeholder = source.folder / "pc-bios" / "edk2-x86_64-code.fd.bz2"
     assert bz2.decompress(placeholder.read_bytes()) == b""
+    assert (source.folder / "pc-bios" / "dtb" / "bamboo.dtb").is_file()
