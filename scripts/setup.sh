@@ -7,7 +7,7 @@ cache=${NEARMETAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nearmetal}
 
 # what the harness runs and what the builds need (doctor lists the programs)
 packages="
-build-essential gcc-multilib flex bison bc libelf-dev libssl-dev ccache cpio zstd kmod patch
+build-essential gcc-multilib flex bison bc libelf-dev libssl-dev ccache cpio zstd lz4 kmod patch
 rsync git perl pkg-config bzip2 xz-utils python3-venv
 libglib2.0-dev zlib1g-dev libpixman-1-dev libslirp-dev libattr1-dev uuid-dev libcap-dev
 mmdebstrap squashfs-tools-ng busybox-static debian-archive-keyring uidmap

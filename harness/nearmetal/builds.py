@@ -123,14 +123,29 @@ class Image:
     fresh: bool
 
 
+_ERROR = re.compile(
+    r"error:|ERROR|undefined reference"
+    # what a shell, make or an interpreter says of a program that is not installed
+    r"|: not found$|command not found|Command not found|No such file or directory"
+)
+_TOOL_FAILED = re.compile(r"\*\*\* |FAILED:|Error \d")
+
+
 def first_errors(log: str, most: int = 12) -> str:
-    """The lines of a build's log that say what is wrong: errors first, else the end."""
-    hits = [
-        line
-        for line in log.splitlines()
-        if re.search(r"(error:|Error \d|ERROR|undefined reference|FAILED:|\*\*\* )", line)
-    ]
-    return "\n".join(hits[:most]) if hits else proc.tail(log, most)
+    """The lines of a build's log that say what is wrong: errors first, else the end.
+
+    make and ninja only say that something failed; where nothing else in the log is known
+    to be an error, the lines before them are shown, where the tool said why.
+    """
+    lines = log.splitlines()
+    failed = [index for index, line in enumerate(lines) if _TOOL_FAILED.search(line)]
+    causes = [index for index, line in enumerate(lines) if _ERROR.search(line)]
+    if not failed and not causes:
+        return proc.tail(log, most)
+    if not causes:
+        causes = list(range(max(0, failed[0] - 3), failed[0]))
+    shown = sorted({*causes[: most - 1], *failed[:1]}) if failed else causes[:most]
+    return "\n".join(lines[index] for index in shown)
 
 
 def _ccache(cache: Cache, work: Path) -> dict[str, str]:
@@ -577,7 +592,7 @@ def _plugin_header(source: Source) -> Path:
         header = source.folder / "include" / folder / "qemu-plugin.h"
         if header.is_file():
             return header
-    raise BuildFailed(f"{source} has no qemu-plugin.h", hint="QEMU 10.0.y is what is supported")
+    raise BuildFailed(f"{source} has no qemu-plugin.h", hint="QEMU 11.1.y is what is supported")
 
 
 def counter(settings: Settings, cache: Cache, source: Source) -> Path:

@@ -85,9 +85,22 @@ def mirrors(texts: Iterable[str], keyring: str = str(_KEYRING)) -> tuple[Mirror,
     return tuple(found[kind] for kind in ("main", "security") if kind in found)
 
 
-def sources_text(found: tuple[Mirror, ...]) -> str:
-    """Our own sources in deb822 style for the suites that the project is built on."""
-    suites = {"main": f"{SUITE} {SUITE}-backports", "security": f"{SUITE}-security"}
+def machine_mirrors() -> tuple[Mirror, ...]:
+    """The Debian mirrors that this machine's own apt sources name."""
+    return mirrors(
+        path.read_text(errors="replace")
+        for path in (
+            Path("/etc/apt/sources.list"),
+            *sorted(Path("/etc/apt/sources.list.d").glob("*.list")),
+            *sorted(Path("/etc/apt/sources.list.d").glob("*.sources")),
+        )
+        if path.is_file()
+    )
+
+
+def sources_text(found: tuple[Mirror, ...], suite: str = SUITE) -> str:
+    """Sources in deb822 style for a suite, with its backports and security updates."""
+    suites = {"main": f"{suite} {suite}-backports", "security": f"{suite}-security"}
     return "\n".join(
         f"Types: deb deb-src\nURIs: {mirror.uri}\nSuites: {suites[mirror.kind]}\n"
         f"Components: main\nSigned-By: {mirror.signed_by}\n"
@@ -270,16 +283,7 @@ def open_archive(cache: Cache) -> Archive:
     """
     folder = cache.root / "apt"
     archive = Archive(folder)
-    texts = [
-        path.read_text(errors="replace")
-        for path in (
-            Path("/etc/apt/sources.list"),
-            *sorted(Path("/etc/apt/sources.list.d").glob("*.list")),
-            *sorted(Path("/etc/apt/sources.list.d").glob("*.sources")),
-        )
-        if path.is_file()
-    ]
-    found = mirrors(texts)
+    found = machine_mirrors()
     if not any(mirror.kind == "main" for mirror in found):
         raise EnvironmentBroken(
             "no Debian mirror stands in this machine's apt sources",

@@ -26,6 +26,7 @@ TOOLS = {
     "ccache": "ccache",
     "cpio": "cpio",
     "zstd": "zstd",
+    "lz4": "lz4",
     "patch": "patch",
     "rsync": "rsync",
     "git": "git",

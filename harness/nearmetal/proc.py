@@ -82,14 +82,14 @@ def run(
     ``env`` is added to the environment; with ``log`` standard output and error go to that
     file together (and come back as ``stdout``). Raises CommandFailed on a status other
     than 0 (unless ``check`` is false) and on the deadline, UsageError where the program
-    does not exist.
+    is not on the PATH of that environment.
     """
     words = [str(word) for word in argv]
-    if shutil.which(words[0]) is None:
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
+    if shutil.which(words[0], path=environment.get("PATH")) is None:
         raise UsageError(
             f"the program '{words[0]}' is not installed", hint=hint or "run scripts/run"
         )
-    environment = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
     started = time.monotonic()
     sink = log.open("w", encoding="utf-8") if log else None
     try:

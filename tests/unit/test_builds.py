@@ -39,6 +39,27 @@ def test_compiler_errors_come_first() -> None:
     assert len(told.splitlines()) == 2
 
 
+def test_a_missing_program_is_told() -> None:
+    """The end of a build of Linux 7.3.4 without Debian's package lz4, as make -s prints it."""
+    log = (
+        "  CC      mm/slub.o\n" * 50
+        + "/bin/sh: 1: lz4: not found\n"
+        + "make[4]: *** [/src/arch/x86/boot/compressed/Makefile:145: arch/x86/boot/compressed/"
+        + "vmlinux.bin.lz4] Error 127\n"
+        + "make[4]: *** Deleting file 'arch/x86/boot/compressed/vmlinux.bin.lz4'\n"
+        + "make[3]: *** [/src/arch/x86/boot/Makefile:96: vmlinux] Error 2\n"
+        + "make[2]: *** [/src/arch/x86/Makefile:318: bzImage] Error 2\n"
+    )
+    told = first_errors(log).splitlines()
+    assert told[0] == "/bin/sh: 1: lz4: not found"
+    assert "vmlinux.bin.lz4] Error 127" in told[1]
+
+
+def test_what_stands_before_a_tool_that_failed_is_told() -> None:
+    log = "one\ntwo\ngenerator: cannot go on\nmake: *** [Makefile:3: all] Error 1\n"
+    assert "generator: cannot go on" in first_errors(log)
+
+
 def test_without_an_error_line_the_end_is_told() -> None:
     assert first_errors("one\ntwo\nthree\n", most=2) == "two\nthree"
 

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from nearmetal import doctor
 from nearmetal.cli import main
+
+REPO = Path(__file__).resolve().parents[2]
 
 
 def status(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -97,3 +100,11 @@ def test_boot_of_a_series_that_is_not_there(
     code, said = status(["boot", *words], capsys)
     assert code == 2
     assert wanted in said
+
+
+def test_what_doctor_looks_for_is_what_the_scripts_install() -> None:
+    """A program whose package scripts/setup.sh forgets is missing on a bare machine alone."""
+    setup = (REPO / "scripts" / "setup.sh").read_text()
+    installed = set(setup.split('packages="', 1)[1].split('"', 1)[0].split())
+    needed = set(doctor.TOOLS.values())
+    assert needed <= installed

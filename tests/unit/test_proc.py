@@ -55,6 +55,19 @@ def test_unknown_program() -> None:
         proc.run(["no-such-program"], deadline_s=1)
 
 
+def test_a_program_is_looked_for_where_it_will_run(tmp_path: Path) -> None:
+    """As ninja lies in the environment of QEMU's build, and maybe nowhere else."""
+    program = tmp_path / "nm-only-here"
+    program.write_text("#!/bin/sh\necho found\n")
+    program.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert proc.run([program.name], deadline_s=10, env={"PATH": path}).stdout == "found\n"
+    with pytest.raises(UsageError, match="not installed"):
+        proc.run([program.name], deadline_s=10)
+    with pytest.raises(UsageError, match="not installed"):
+        proc.run(["sh"], deadline_s=10, env={"PATH": str(tmp_path)})
+
+
 HARNESS = """
 import sys
 from nearmetal import proc
