@@ -91,7 +91,7 @@ def command_line(
         *("-cpu", "host,host-phys-bits=on" if parts.host_addresses else "host"),
         *("-smp", str(parts.cpus), "-m", str(parts.memory_mib)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-chardev", "stdio,id=qmp,signal=off", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", "stdio,id=qmp,signal=off", "-qmp", "chardev:qmp"),
         *("-serial", f"file:{folder}/console"),
         *("-pidfile", f"{folder}/pid"),
         *("-kernel", kernel, "-initrd", initramfs, "-append", CMDLINE),

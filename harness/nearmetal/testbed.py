@@ -45,7 +45,7 @@ MEMORY_CONTROLLERS = (
     *("-device", "icx-imc,bus=pcie.0,addr=1e.1"),
 )
 """Functions of Ice Lake-SP (testbed series icx-imc); they need no CPU that has them."""
-_DOWNSTREAM = "xio3130-downstream,bus=up0,disable-acs=off"
+_DOWNSTREAM = "xio3130-downstream,bus=up0,acs=on"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def command_line(
         *("-smp", str(parts.cpus), "-m", str(parts.memory_mib)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-serial", f"file:{console}"),
-        *("-chardev", "stdio,id=qmp,signal=off", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", "stdio,id=qmp,signal=off", "-qmp", "chardev:qmp"),
         *("-kernel", str(parts.kernel.image), "-initrd", str(parts.initramfs)),
         *("-append", CMDLINE.format(iommu="on" if parts.iommu else "off")),
         *("-boot", "strict=on"),

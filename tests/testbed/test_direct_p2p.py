@@ -39,7 +39,7 @@ pytestmark = pytest.mark.testbed
 
 NEEDED = ("linux/direct-p2p",)
 
-_PORT = "xio3130-downstream,bus=up0,disable-acs=off"
+_PORT = "xio3130-downstream,bus=up0,acs=on"
 BELOW = (
     *("-device", f"{_PORT},id=dn2,port=3,chassis=13,slot=13"),
     *("-device", "nvme,serial=nmthird,id=third,cmb_size_mb=2,bus=dn2"),
