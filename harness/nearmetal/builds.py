@@ -23,6 +23,8 @@ import yaml
 from . import debian, proc
 from .cache import Cache, Stored, sha256_file, sha256_tree
 from .errors import EnvironmentBroken
+from .kconfig import lost_options
+from .series import series_options
 from .settings import Settings
 from .sources import Source
 
@@ -173,10 +175,6 @@ def _apply(patches: Sequence[Path], tree: Path) -> None:
         )
 
 
-SERIES_OPTIONS = "kernel.config"
-"""Options of a kernel with the series, in the folder of its patches; a kernel without has none."""
-
-
 def kernel(
     settings: Settings,
     cache: Cache,
@@ -187,16 +185,14 @@ def kernel(
 ) -> Kernel:
     """Build a kernel: allnoconfig with the fragments laid over it.
 
-    Options that a series adds are in a fragment beside its patches (``SERIES_OPTIONS``).
+    Options that a series adds are in a fragment beside its patches (series.SERIES_OPTIONS).
 
     Raises BuildFailed with the compiler's error, or with the options that the
     configuration dropped silently (a dependency that is missing).
     """
     if fragments is None:
         fragments = [settings.repo / "guest-images" / "kernel" / "base.config"]
-    folders = dict.fromkeys(path.parent for path in patches)
-    added = [one for folder in folders if (one := folder / SERIES_OPTIONS).is_file()]
-    wanted = "".join(path.read_text() for path in (*fragments, *added))
+    wanted = "".join(path.read_text() for path in (*fragments, *series_options(patches)))
 
     def build(work: Path) -> dict[str, Any]:
         src, out = work / "src", work / "out"
@@ -392,20 +388,6 @@ def _selftests(
         ingredients["part"] = part
     what = f"building {part.upper()}'s selftests"
     return cache.make("selftests", ingredients, build, what=what).path
-
-
-def lost_options(fragment: str, config: str) -> list[str]:
-    """The lines of a configuration fragment that a .config does not hold."""
-    lines = set(config.splitlines())
-    lost = []
-    for line in fragment.splitlines():
-        if not line.startswith("CONFIG_"):
-            continue
-        name, _, value = line.partition("=")
-        held = line in lines if value != "n" else not any(x.startswith(f"{name}=") for x in lines)
-        if not held:
-            lost.append(line)
-    return lost
 
 
 def qemu_python(cache: Cache) -> Path:

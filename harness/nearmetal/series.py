@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import jsonschema
 import yaml
 
+from . import requires as needs
 from .catalogue import FUNCTIONS, GUEST_SETUPS, TESTS, nearest
 from .errors import UsageError
 from .schema import StrictLoader
@@ -52,6 +53,13 @@ SCHEMA: Mapping[str, Any] = {
                         "uniqueItems": True,
                     },
                     "draft": {"type": "boolean"},
+                    "requires": {
+                        "type": "object",
+                        "minProperties": 1,
+                        "additionalProperties": {
+                            "oneOf": [{"type": "integer", "minimum": 1}, {"const": "all"}]
+                        },
+                    },
                     "enable": {
                         "type": "object",
                         "additionalProperties": False,
@@ -144,6 +152,8 @@ class Series:
     """The tests that its variant ``on`` runs; none means all."""
     draft: bool = False
     """Kept as commits and validated, but not yet built into anything that is run."""
+    requires: Mapping[str, needs.Wanted] = field(default_factory=lambda: MappingProxyType({}))
+    """The series of its tree whose first patches it needs below it, and how many of them."""
 
     @property
     def label(self) -> str:
@@ -174,6 +184,16 @@ def patch_files(folder: Path) -> tuple[Path, ...]:
     """The patches of a folder in order; a cover letter made for sending is none of them."""
     found = sorted(folder.glob("*.patch"))
     return tuple(path for path in found if not path.name.startswith("0000-"))
+
+
+SERIES_OPTIONS = "kernel.config"
+"""Options of a kernel with the series, in the folder of its patches; a kernel without has none."""
+
+
+def series_options(patches: Sequence[Path]) -> tuple[Path, ...]:
+    """The fragments of the kernel's configuration that lie beside patches (``SERIES_OPTIONS``)."""
+    folders = dict.fromkeys(path.parent for path in patches)
+    return tuple(one for folder in folders if (one := folder / SERIES_OPTIONS).is_file())
 
 
 def series_folder(patches: Path, tree: TreeName, name: str) -> Path:
@@ -219,6 +239,7 @@ def load_series(patches: Path, *, known_checks: Sequence[str] | None = None) -> 
                     hint=nearest(check, list(known_checks)),
                 )
     _check_setups(path, found)
+    needs.check(path, found)
     return tuple(sorted(found, key=lambda one: (TREES.index(one.tree), one.order)))
 
 
@@ -292,6 +313,11 @@ def _schema_error(path: Path, document: Any, error: jsonschema.ValidationError) 
             f"{path}: {where}'{instance}' is not a base version",
             hint='write major.minor in quotes, such as base: "7.3"',
         )
+    if "requires" in list(error.absolute_path)[-2:]:
+        return UsageError(
+            f"{path}: {where}{instance!r} is no number of patches",
+            hint="write requires: {series: N}, its first N patches, or {series: all}",
+        )
     if list(error.absolute_path)[-1:] == ["qemu"]:
         return UsageError(
             f"{path}: {where}neither device.property settings nor a list of words",
@@ -340,6 +366,7 @@ def _series(entry: Mapping[str, Any], patches: Path) -> Series:
         folder=series_folder(patches, entry["tree"], entry["name"]),
         tests=tuple(entry.get("tests", ())),
         draft=entry.get("draft", False),
+        requires=MappingProxyType(dict(entry.get("requires", {}))),
     )
 
 

@@ -602,6 +602,7 @@ def tree_export(folder: Path, patches: Path, series: Sequence[Series]) -> tuple[
             f" series.yaml in the order {', '.join(ordered)}",
             hint="make them agree",
         )
+    _check_required(parts, of_tree(series, tree), folder)
     patches.mkdir(parents=True, exist_ok=True)
     exported: list[Exported] = []
     with _beside(patches / "export") as work, ui.step(f"export {tree}"):
@@ -624,6 +625,20 @@ def tree_export(folder: Path, patches: Path, series: Sequence[Series]) -> tuple[
         if name not in ordered:
             ui.warn(f"{name} has no entry in series.yaml: add one, or nothing will apply it")
     return tuple(exported)
+
+
+def _check_required(parts: Sequence[_Part], series: Sequence[Series], folder: Path) -> None:
+    """Refuse a tree in which a series has fewer patches than another one requires of it."""
+    counts = {part.name: len(part.commits) for part in parts}
+    for one in series:
+        for name, wanted in one.requires.items():
+            least = 1 if wanted == "all" else wanted
+            if one.name in counts and counts.get(name, 0) < least:
+                raise UsageError(
+                    f"{one.name} requires the first {least} patches of {name},"
+                    f" and {folder} has {counts.get(name, 0)}",
+                    hint="bring the patches back, or change requires: in series.yaml",
+                )
 
 
 def tree_new_series(folder: Path, name: str, title: str) -> str:

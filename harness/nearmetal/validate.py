@@ -15,15 +15,26 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
 
-from . import proc, trees, ui
+from . import proc, requires, trees, ui
 from .cache import key_of, remove
 from .catalogue import nearest
 from .errors import Exit, NearmetalError, UsageError
-from .series import TREES, Enable, Series, TreeName, find_series, load_series, of_tree, patch_files
+from .kconfig import lost_options
+from .series import (
+    TREES,
+    Enable,
+    Series,
+    TreeName,
+    find_series,
+    load_series,
+    of_tree,
+    patch_files,
+    series_options,
+)
 
 Severity = Literal["error", "note"]
 
@@ -78,14 +89,38 @@ class Touched:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A series to be validated; ``ours`` if it has our layout (cover.txt, series.yaml)."""
+    """A series to be validated; ``ours`` if it has our layout (cover.txt, series.yaml).
+
+    ``below`` are the patches of others that it requires, and ``options`` the files with lines
+    of the kernel's configuration that it and they add.
+    """
 
     series: Series
     ours: bool = True
+    below: tuple[Path, ...] = ()
+
+    @property
+    def options(self) -> tuple[Path, ...]:
+        """The fragments of the kernel's configuration, as a build of its patches has them."""
+        return series_options((*self.below, *self.series.patches()))
+
+
+def candidate_of(series: Series, every: Sequence[Series]) -> Candidate:
+    """A series of series.yaml to be validated, on top of what it requires."""
+    return Candidate(series, below=requires.patches_before(series, every))
 
 
 class BuildSetup(Protocol):
     """How objects of one tree are built."""
+
+    def with_options(self, fragments: Sequence[Path]) -> BuildSetup:
+        """The same for series that add options to the kernel's configuration."""
+
+    def key(self) -> str:
+        """A word that differs where a build of the same sources would."""
+
+    def lost_options(self, build: Path) -> tuple[str, ...]:
+        """The lines of those options that the configuration of ``build`` did not take."""
 
     def configure(self, source: Path, build: Path) -> None:
         """Make ``build`` fit ``source``, cheaply where nothing changed."""
@@ -363,12 +398,33 @@ class LinuxBuild:
     jobs: int = 2
     make_arguments: tuple[str, ...] = ()
     """More words for make, such as ``CC=ccache gcc``."""
+    options: tuple[Path, ...] = ()
+    """More fragments, which are laid over the first one."""
+
+    def with_options(self, fragments: Sequence[Path]) -> LinuxBuild:
+        """The same with the options that series add (series.SERIES_OPTIONS)."""
+        return replace(self, options=tuple(fragments))
+
+    def wanted(self) -> str:
+        """The lines of the configuration that are asked for."""
+        return "".join(path.read_text() for path in (self.fragment, *self.options))
+
+    def key(self) -> str:
+        """The configuration and make's arguments."""
+        return key_of({"configuration": self.wanted(), "make": self.make_arguments})
+
+    def lost_options(self, build: Path) -> tuple[str, ...]:
+        """The lines of ``options`` that Kconfig dropped, because it misses a dependency."""
+        lines = "".join(path.read_text() for path in self.options)
+        return tuple(lost_options(lines, (build / ".config").read_text()))
 
     def configure(self, source: Path, build: Path) -> None:
-        """``make allnoconfig`` from the fragment, then ``make prepare``."""
+        """``make allnoconfig`` from the fragments, then ``make prepare``."""
         build.mkdir(parents=True, exist_ok=True)
-        fragment = {"KCONFIG_ALLCONFIG": str(self.fragment.resolve())}
-        self._make(source, build, ["allnoconfig"], env=fragment)
+        fragment = build / "validate.fragment"
+        fragment.write_text(self.wanted())
+        environment = {"KCONFIG_ALLCONFIG": str(fragment.resolve())}
+        self._make(source, build, ["allnoconfig"], env=environment)
         self._make(source, build, ["prepare"])
 
     def targets(self, source: Path, build: Path, touched: Sequence[Touched]) -> tuple[str, ...]:
@@ -509,6 +565,18 @@ class QemuBuild:
     jobs: int = 2
     environment: Mapping[str, str] | None = None
 
+    def with_options(self, fragments: Sequence[Path]) -> QemuBuild:
+        """The same: QEMU has no options of Linux' kind."""
+        return self
+
+    def key(self) -> str:
+        """The arguments of configure."""
+        return key_of({"configure": self.arguments})
+
+    def lost_options(self, build: Path) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     def configure(self, source: Path, build: Path) -> None:
         """Run configure in an empty folder; later ninja regenerates what changed."""
         build.mkdir(parents=True, exist_ok=True)
@@ -631,9 +699,10 @@ def find_candidates(
         )
     above = directory.resolve().parent.parent
     if (above / "series.yaml").is_file():
-        for one in load_series(above):
+        every = load_series(above)
+        for one in every:
             if one.folder.resolve() == directory.resolve():
-                return (Candidate(one),), ()
+                return (candidate_of(one, every),), ()
     if tree is None:
         raise UsageError(
             f"{directory} does not say what its patches apply to",
@@ -649,14 +718,14 @@ def find_candidates(
 def _layout(
     directory: Path, tree: TreeName | None, only: str | None
 ) -> tuple[tuple[Candidate, ...], tuple[Finding, ...]]:
-    series = load_series(directory)
+    every = series = load_series(directory)
     if only is not None:
         find_series(series, only)
         series = tuple(one for one in series if one.name == only)
     if tree is not None:
         series = of_tree(series, tree)
     findings: list[Finding] = []
-    known = {one.folder for one in load_series(directory)}
+    known = {one.folder for one in every}
     if only is None and tree is None:
         for parent in _FOLDERS:
             for folder in sorted((directory / parent).glob("*/")):
@@ -684,7 +753,7 @@ def _layout(
             findings.append(
                 Finding(one.label, "", "cover", "error", "cover.txt has a title and no text")
             )
-    return tuple(Candidate(one) for one in series if one.patches()), tuple(findings)
+    return tuple(candidate_of(one, every) for one in series if one.patches()), tuple(findings)
 
 
 def trees_needed(candidates: Sequence[Candidate]) -> tuple[TreeName, ...]:
@@ -736,14 +805,17 @@ def _validate_tree(
                 if not series.tree.endswith("bochs"):
                     findings += _checkpatch(base, series.label, patch)
             step.status = "applies it alone"
-            commits = work.apply(series.label, patches, findings)
+            commits = work.apply(candidate, findings)
             if base.build is None:
                 text = "not built: no build of this tree was set up"
                 findings.append(Finding(series.label, "", "build", "note", text))
             else:
+                setup = base.build.with_options(candidate.options)
                 for patch, before, after in zip(patches, commits, commits[1:], strict=False):
                     step.status = f"builds {patch.name}"
-                    findings += work.build_patch(base.build, series.label, patch, before, after)
+                    findings += work.build_patch(setup, series.label, patch, before, after)
+                if candidate.options and len(commits) > len(patches):
+                    findings += work.lost_options(setup, series.label, commits[-1])
     findings += _validate_stack(candidates, base, work, quick)
     return _once(findings)
 
@@ -768,6 +840,8 @@ def _validate_stack(
         if quick or base.build is None:
             return findings
         step.status = "builds what they touch"
+        options = dict.fromkeys(path for candidate in candidates for path in candidate.options)
+        setup = base.build.with_options(tuple(options))
         head = work.git.text("rev-parse", "HEAD")
         touched = tuple(
             file
@@ -775,7 +849,7 @@ def _validate_stack(
             for patch in candidate.series.patches()
             for file in touched_files(patch.read_text(encoding="utf-8", errors="replace"))
         )
-        for one in work.new_of(base.build, touched, work.base, head):
+        for one in work.new_of(setup, touched, work.base, head):
             findings.append(_build_finding("all series", "", one, "stacked"))
     return findings
 
@@ -788,7 +862,7 @@ class _WorkTree:
     base: str
     build: Path
     onto: str
-    seen: dict[tuple[str, tuple[str, ...]], tuple[Diagnostic, ...]]
+    seen: dict[tuple[str, str, tuple[str, ...]], tuple[Diagnostic, ...]]
 
     @classmethod
     def open(cls, base: Base, scratch: Path) -> _WorkTree:
@@ -817,17 +891,31 @@ class _WorkTree:
         commit = git.text("rev-parse", f"{trees.BASE_TAG}^{{commit}}")
         return cls(git, commit, scratch / "build", base.name, {})
 
-    def apply(self, name: str, patches: Sequence[Path], findings: list[Finding]) -> tuple[str, ...]:
-        """The commits of a series alone on the base, the base first, up to one that fails."""
+    def apply(self, candidate: Candidate, findings: list[Finding]) -> tuple[str, ...]:
+        """The commits of a series on what it requires, alone on the base, up to one that fails.
+
+        The first one is the commit that the series stands on; there is none where what it
+        requires does not apply.
+        """
+        name, patches = candidate.series.label, candidate.series.patches()
         self.git.run("reset", "--quiet", "--hard", self.base)
         try:
-            trees.apply_patches(self.git, patches, self.onto)
+            trees.apply_patches(self.git, candidate.below, self.onto)
         except trees.DoesNotApply as error:
-            text = f"does not apply to {self.onto}: {_said(error.output)}"
+            where = f"{error.patch.parent.name}/{error.patch.name}"
+            text = f"{where}, which it requires, does not apply: {_said(error.output)}"
+            findings.append(Finding(name, "", "requires", "error", text))
+            return ()
+        below = self.git.text("rev-parse", "HEAD")
+        onto = f"{self.onto} with what it requires" if candidate.below else self.onto
+        try:
+            trees.apply_patches(self.git, patches, onto)
+        except trees.DoesNotApply as error:
+            text = f"does not apply to {onto}: {_said(error.output)}"
             findings.append(Finding(name, error.patch.name, "applies", "error", text))
-            trees.apply_patches(self.git, patches[: patches.index(error.patch)], self.onto)
-        listed = self.git.text("rev-list", "--reverse", f"{self.base}..HEAD").split()
-        return (self.base, *listed)
+            trees.apply_patches(self.git, patches[: patches.index(error.patch)], onto)
+        listed = self.git.text("rev-list", "--reverse", f"{below}..HEAD").split()
+        return (below, *listed)
 
     def build_patch(
         self, setup: BuildSetup, name: str, patch: Path, before: str, after: str
@@ -843,6 +931,14 @@ class _WorkTree:
             text = f"nothing of it is built with this configuration ({names})"
             found.append(Finding(name, patch.name, "build", "note", text))
         return found
+
+    def lost_options(self, setup: BuildSetup, name: str, commit: str) -> list[Finding]:
+        """The options of a whole series that its kernel's configuration does not take."""
+        self._go(setup, commit)
+        return [
+            Finding(name, "", "kernel.config", "error", f"the configuration drops {line}")
+            for line in setup.lost_options(self.build)
+        ]
 
     def new_of(
         self, setup: BuildSetup, touched: Sequence[Touched], before: str, after: str
@@ -863,7 +959,7 @@ class _WorkTree:
     def _compile(
         self, setup: BuildSetup, targets: tuple[str, ...], commit: str
     ) -> tuple[Diagnostic, ...]:
-        key = (commit, targets)
+        key = (setup.key(), commit, targets)
         if key not in self.seen:
             self._go(setup, commit)
             self.seen[key] = setup.compile(self.git.folder, self.build, targets)
@@ -873,7 +969,7 @@ class _WorkTree:
         if self.git.text("rev-parse", "HEAD") != commit:
             self.git.run("reset", "--quiet", "--hard", commit, deadline_s=_BUILD_S)
         configured = self.build / "configured-for"
-        wanted = self._configuration(commit)
+        wanted = f"{setup.key()} {self._configuration(commit)}"
         if not configured.is_file() or configured.read_text() != wanted:
             with ui.step(f"configure {self.onto}"):
                 setup.configure(self.git.folder, self.build)

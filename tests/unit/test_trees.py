@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -359,6 +360,18 @@ def test_the_order_must_be_that_of_series_yaml(
     turned = [one(patches, "config-cache", 2), one(patches, "direct-p2p", 1)]
     with pytest.raises(UsageError, match="in the order config-cache, direct-p2p"):
         trees.tree_export(tree, patches, turned)
+
+
+def test_what_another_series_requires_is_not_lost_by_an_export(
+    tmp_path: Path, sources: Path, patches: Path
+) -> None:
+    tree = trees.tree_checkout("linux", sources, "7.3.4", both(patches), tmp_path / "t").folder
+    first, second = both(patches)
+    enough = [first, dataclasses.replace(second, requires={"config-cache": 3})]
+    trees.tree_export(tree, patches, enough)
+    more = [first, dataclasses.replace(second, requires={"config-cache": 4})]
+    with pytest.raises(UsageError, match="requires the first 4 patches of config-cache"):
+        trees.tree_export(tree, patches, more)
 
 
 def test_a_patch_that_does_not_apply_is_named(tmp_path: Path, sources: Path, patches: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from nearmetal import trees, validate
 from nearmetal.errors import Exit, UsageError
-from nearmetal.series import Enable, Series
+from nearmetal.series import Enable, Series, load_series
 from nearmetal.validate import Base, Candidate, Diagnostic, Finding, Remark, Touched
 
 DATA = Path(__file__).parent / "data" / "validate"
@@ -317,9 +317,26 @@ exit 1;
 
 @dataclass
 class Grep:
-    """A compiler that warns of WARN and fails at FAIL; what it was asked is kept."""
+    """A compiler that warns of WARN and fails at FAIL; what it was asked is kept.
+
+    Of the lines in the options' files it takes those with =y, and it warns of each one in a file
+    that holds MENTION.
+    """
 
     asked: list[tuple[str, ...]] = field(default_factory=list)
+    options: tuple[Path, ...] = ()
+
+    def with_options(self, fragments: Sequence[Path]) -> Grep:
+        return Grep(self.asked, tuple(fragments))
+
+    def lines(self) -> list[str]:
+        return [line for path in self.options for line in path.read_text().splitlines()]
+
+    def key(self) -> str:
+        return " ".join(self.lines())
+
+    def lost_options(self, build: Path) -> tuple[str, ...]:
+        return tuple(line for line in self.lines() if not line.endswith("=y"))
 
     def configure(self, source: Path, build: Path) -> None:
         build.mkdir(parents=True, exist_ok=True)
@@ -334,6 +351,9 @@ class Grep:
             if not (source / target).is_file():
                 continue
             for number, line in enumerate((source / target).read_text().splitlines(), 1):
+                if "MENTION" in line:
+                    said = " ".join(self.lines()) or "no option"
+                    lines.append(f"{source / target}:{number}:1: warning: {said}")
                 for mark, kind in (("WARN", "warning"), ("FAIL", "error")):
                     if mark in line:
                         lines.append(f"{source / target}:{number}:1: {kind}: {line}")
@@ -351,13 +371,23 @@ class World:
     def patches(self) -> Path:
         return self.root / "patches"
 
-    def write(self, contents: Mapping[str, Sequence[tuple[str, str]]]) -> None:
-        """Series by name: each patch is (file, the line to append to it)."""
-        entries = []
+    def write(
+        self,
+        contents: Mapping[str, Sequence[tuple[str, str]]],
+        requires: Mapping[str, str] | None = None,
+    ) -> None:
+        """Series by name: each patch is (file, the line to append to it).
+
+        ``requires`` are requirements by series, in YAML: such a one is written on top of the
+        series before it.
+        """
+        requires = requires or {}
+        entries: list[str] = []
         for order, (name, changes) in enumerate(contents.items(), 1):
             tree = self.root / "author"
             shutil.rmtree(tree, ignore_errors=True)
-            trees.tree_checkout("linux", self.root / "sources", "7.3.4", [], tree)
+            before = load_series(self.patches) if name in requires else ()
+            trees.tree_checkout("linux", self.root / "sources", "7.3.4", before, tree)
             git = trees.Git(tree)
             trees.tree_new_series(tree, name, "x: A series")
             for number, (file, line) in enumerate(changes):
@@ -369,10 +399,12 @@ class World:
             trees.tree_export(tree, self.patches, [])
             with (self.patches / "linux" / name / "cover.txt").open("a") as cover:
                 cover.write("\nWhat it is for.\n")
+            needs = f", requires: {requires[name]}" if name in requires else ""
             entries.append(
-                f"  - {{name: {name}, tree: linux, order: {order}, base: '7.3', purpose: x}}\n"
+                f"  - {{name: {name}, tree: linux, order: {order}, base: '7.3', purpose: x"
+                f"{needs}}}\n"
             )
-        (self.patches / "series.yaml").write_text("series:\n" + "".join(entries))
+            (self.patches / "series.yaml").write_text("series:\n" + "".join(entries))
 
     def validate(self, *, quick: bool = True, build: bool = True) -> list[tuple[str, ...]]:
         candidates, found = validate.find_candidates(self.patches)
@@ -427,6 +459,54 @@ def test_series_that_only_apply_alone_are_found(world: World) -> None:
     ((series, patch, rule, text),) = world.validate()
     assert (series, patch, rule) == ("linux/two", "0001", "stacked")
     assert "b.c" in text
+
+
+def test_a_series_stands_on_the_patches_that_it_requires(world: World) -> None:
+    contents = {"one": [("b.c", "int x;"), ("a.c", "int z;")], "two": [("b.c", "int y;")]}
+    world.write(contents, {"two": "{one: 1}"})
+    assert world.validate() == []
+    # Its one patch is built, and not again what it stands on: the base, one's first patch, it.
+    assert world.build.asked.count(("b.c",)) == 3
+    text = (world.patches / "series.yaml").read_text()
+    (world.patches / "series.yaml").write_text(text.replace(", requires: {one: 1}", ""))
+    ((series, patch, rule, _),) = world.validate()
+    assert (series, patch, rule) == ("linux/two", "0001", "applies")
+
+
+def test_what_is_required_and_does_not_apply_is_an_error_of_its_own(world: World) -> None:
+    contents = {"one": [("b.c", "int x;")], "two": [("a.c", "int y;")]}
+    world.write(contents, {"two": "{one: all}"})
+    (patch,) = (world.patches / "linux/one").glob("*.patch")
+    patch.write_text(patch.read_text().replace(" int b;", " int c;"))
+    found = [one for one in world.validate() if one[0] == "linux/two"]
+    assert [(rule, text[:42]) for _, _, rule, text in found] == [
+        ("requires", "one/0001-x-Change-0.patch, which it requir")
+    ]
+
+
+def test_a_series_is_built_with_its_own_options_and_with_those_that_it_requires(
+    world: World,
+) -> None:
+    contents = {
+        "one": [("a.c", "int x;")],
+        "two": [("b.c", "MENTION")],
+        "six": [("c.c", "MENTION")],
+    }
+    world.write(contents, {"two": "{one: 1}"})
+    for name in ("one", "two"):
+        (world.patches / "linux" / name / "kernel.config").write_text(f"CONFIG_{name}=y\n")
+    assert [(series, text) for series, _, _, text in world.validate()] == [
+        ("linux/two", "b.c:2: new warning: CONFIG_one=y CONFIG_two=y"),
+        ("linux/six", "c.c:2: new warning: no option"),
+    ]
+
+
+def test_an_option_that_the_configuration_does_not_take_is_found(world: World) -> None:
+    world.write({"one": [("a.c", "int x;")], "two": [("b.c", "int y;")]})
+    (world.patches / "linux/two/kernel.config").write_text("CONFIG_A=y\nCONFIG_B=m\n")
+    assert world.validate() == [
+        ("linux/two", "", "kernel.config", "the configuration drops CONFIG_B=m")
+    ]
 
 
 def test_a_patch_that_does_not_apply_to_the_base_is_found(world: World) -> None:
