@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import builds, trees, validate
+from . import builds, form, trees, validate
 from .cache import Cache
 from .series import Series, TreeName
 from .settings import Settings
@@ -84,5 +84,6 @@ def run_validate(
     scratch = cache.root / "validate"
     with cache.lock("validate"):
         scratch.mkdir(exist_ok=True)
-        found = [*findings, *validate.validate(candidates, needed, scratch, quick=quick)]
+        found = [*findings, *form.check_form(candidates)]
+        found += validate.validate(candidates, needed, scratch, quick=quick)
     return validate.render_findings(found, candidates), int(validate.exit_status(found))

@@ -304,32 +304,46 @@ _HUNK = re.compile(r"^@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 
 
 @dataclass(frozen=True)
-class _Section:
-    """The part of a patch about one file: its name, and what it adds."""
+class Section:
+    """The part of a patch about one file: its name, and the lines of its hunks as they are."""
 
     touched: Touched
-    added: tuple[str, ...]
+    lines: tuple[str, ...]
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The lines that the patch adds."""
+        return tuple(line[1:] for line in self.lines if line.startswith("+"))
+
+    def old(self) -> str:
+        """What the hunks show of the file before the patch."""
+        return "\n".join(line[1:] for line in self.lines if not line.startswith("+"))
+
+    def new(self) -> str:
+        """What the hunks show of the file with the patch."""
+        return "\n".join(line[1:] for line in self.lines if not line.startswith("-"))
 
 
-def _sections(patch: str) -> list[_Section]:
-    found: list[_Section] = []
-    path, new, deleted, added = "", False, False, list[str]()
+def sections(patch: str) -> list[Section]:
+    """A patch by the files that it touches."""
+    found: list[Section] = []
+    path, new, deleted, lines = "", False, False, list[str]()
     left = [0, 0]
 
     def close() -> None:
         if path:
-            found.append(_Section(Touched(path, new, deleted), tuple(added)))
+            found.append(Section(Touched(path, new, deleted), tuple(lines)))
 
     for line in patch.split("\n"):
         if left[0] > 0 or left[1] > 0:
             left[0] -= not line.startswith(("+", "\\"))
             left[1] -= not line.startswith(("-", "\\"))
-            if line.startswith("+"):
-                added.append(line[1:])
+            if not line.startswith("\\"):
+                lines.append(line)
         elif line.startswith("diff --git "):
             close()
             # a/PATH b/PATH, unquoted: our trees have no names with spaces or quotes.
-            path, new, deleted, added = line.split(" b/", 1)[-1], False, False, []
+            path, new, deleted, lines = line.split(" b/", 1)[-1], False, False, []
         elif line.startswith("new file mode"):
             new = True
         elif line.startswith("deleted file mode"):
@@ -342,7 +356,7 @@ def _sections(patch: str) -> list[_Section]:
 
 def touched_files(patch: str) -> tuple[Touched, ...]:
     """The files that a patch touches (a renamed one by its new name)."""
-    return tuple(section.touched for section in _sections(patch))
+    return tuple(section.touched for section in sections(patch))
 
 
 _WITH_SPDX = frozenset(
@@ -373,7 +387,7 @@ def check_text(candidate: Candidate, patch: Path) -> tuple[Finding, ...]:
         error("sign-off", "patches are kept without Signed-off-by; the sender's is added at export")
     elif not signed:
         found.append(Finding(name, patch.name, "sign-off", "note", SIGNOFF_NOTE))
-    for section in _sections(text):
+    for section in sections(text):
         path = PurePosixPath(section.touched.path)
         wants = path.suffix in _WITH_SPDX or path.name in _NAMES_WITH_SPDX
         if not section.touched.new or not wants or not section.added:
