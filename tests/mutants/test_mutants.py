@@ -174,6 +174,13 @@ def pmu_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
         pmu.selftest(conf, cache, off, host, "x86/pmu_eventsel_test")
 
 
+def amd_migration(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
+    off = pmu.patched_config(conf)
+    with pmu.mediated(conf, cache, mutated(off, patch), logs) as (host, made):
+        parts = run.guest_parts(conf, cache, made, off, host, [])
+        pmu.counts_are_whole_in_a_guest_that_was_migrated(host, parts, logs)
+
+
 def intel_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
     conf = dataclasses.replace(conf, testbed="intel")
     off = pmu.patched_config(conf, intel.NEEDED)
@@ -191,6 +198,12 @@ KERNEL_MUTANTS: dict[str, Callable[[Settings, Cache, Path, Path], None]] = {
     "linux-pmu-slots-counter-is-half-enabled": intel_selftest,
 }
 """Mutants of KVM that a selftest must catch; it is built without the mutant, and passes so."""
+
+
+PMU_MUTANTS: dict[str, tuple[Callable[[Settings, Cache, Path, Path], None], str]] = {
+    "qemu-pmu-amd-counters-are-mixed-up": (amd_migration, pmu.WRONG_COUNT),
+}
+"""Proof, and what it says when it fails: tests/testbed/test_pmu_passthrough.py runs it without."""
 
 
 ISOLATION_MUTANTS: dict[str, tuple[Callable[[isolation.Place], None], str]] = {
@@ -247,7 +260,14 @@ def mutated(config: variants.Config, patch: Path) -> variants.Config:
 
 
 def test_every_mutant_is_listed() -> None:
-    names = {*MUTANTS, *KERNEL_MUTANTS, *ECAM_MUTANTS, *ISOLATION_MUTANTS, *PLACEMENT_MUTANTS}
+    names = {
+        *MUTANTS,
+        *KERNEL_MUTANTS,
+        *ECAM_MUTANTS,
+        *ISOLATION_MUTANTS,
+        *PLACEMENT_MUTANTS,
+        *PMU_MUTANTS,
+    }
     assert {path.stem for path in FOLDER.glob("*.patch")} == names
 
 
@@ -297,6 +317,14 @@ def test_placement_mutant_is_caught(
         pytest.raises(AssertionError, match=re.escape(says)) as caught,
     ):
         proof(place)
+    print(f"{name}: {str(caught.value)[:600]}")
+
+
+@pytest.mark.parametrize("name", sorted(PMU_MUTANTS))
+def test_pmu_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, name: str) -> None:
+    proof, says = PMU_MUTANTS[name]
+    with pytest.raises(AssertionError, match=re.escape(says)) as caught:
+        proof(conf, cache, FOLDER / f"{name}.patch", tmp_path)
     print(f"{name}: {str(caught.value)[:600]}")
 
 

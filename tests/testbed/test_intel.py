@@ -19,11 +19,10 @@ from pathlib import Path
 
 import pytest
 import test_pmu_passthrough as pmu
-from test_pci_config_cache_migration import migrate
 
 from nearmetal import run, variants
 from nearmetal.cache import Cache
-from nearmetal.guest import Guest, GuestParts, running_guest, waiting_guest
+from nearmetal.guest import GuestParts, running_guest
 from nearmetal.host import Host
 from nearmetal.measure.pmu import overflow_interrupts
 from nearmetal.settings import Settings
@@ -105,15 +104,7 @@ PROFILE = (
 )
 """A loop has two instructions."""
 LOOPS = 200_000_000
-COUNTED = "/run/counted"
-COUNT = (
-    f"rm -f {COUNTED}; setsid sh -c 'perf stat -x, -e instructions:u,branches:u,r00c0:u"
-    f" -o {COUNTED}.part nm-pmu spin {LOOPS}; mv {COUNTED}.part {COUNTED}'"
-    " </dev/null >/dev/null 2>&1 &"
-)
-"""With a fixed counter and two others; it outlives the login."""
-OF_A_LOOP = {"instructions:u": 2, "branches:u": 1, "r00c0:u": 2}
-COUNT_DEADLINE_S = 300.0
+"""Of which the emulator needs longer than a migration takes."""
 
 
 @contextmanager
@@ -191,35 +182,18 @@ class TestMediated:
         self, place: tuple[Host, run.Built], parts: GuestParts, tmp_path: Path
     ) -> None:
         """Selectors that are passed through are the source's, and then the target's."""
-        machine, _ = place
-        with (
-            running_guest(machine, parts, logs=tmp_path, label="source") as source,
-            waiting_guest(machine, parts, logs=tmp_path, label="target") as target,
-        ):
-            source.shell.run(COUNT)
-            time.sleep(2)
-            assert not counted(source)
-            migrate(source, target, f"unix:{machine.work}/migration")
-            target.login()
-            assert not counted(target), "the loop ended before the guest was on the other side"
-            end = time.monotonic() + COUNT_DEADLINE_S
-            while not counted(target):
-                assert time.monotonic() < end, "the loop does not end"
-                time.sleep(1)
-            said = target.shell.read(COUNTED)
-        print(said)
-        counts = {
-            words[2]: int(words[0])
-            for words in (line.split(",") for line in said.splitlines())
-            if len(words) > 2
-        }
-        for event, instructions in OF_A_LOOP.items():
-            assert counts[event] == pytest.approx(instructions * LOOPS, rel=0.001), said
-        machine.check()
+        pmu.counts_are_whole_in_a_guest_that_was_migrated(place[0], parts, tmp_path, LOOPS)
 
-
-def counted(guest: Guest) -> bool:
-    return guest.shell.run(f"test -e {COUNTED}", check=False).status == 0
+    def test_qemu_refuses_a_cpu_without_pmu(
+        self, place: tuple[Host, run.Built], patched: variants.Config
+    ) -> None:
+        """Before it has KVM disable the PMU, which would undo what passes selectors through."""
+        accel = "kvm,pmu-passthrough=on"
+        done = pmu.start_qemu(place, patched, accel, "host,pmu=off")
+        assert done.status == 1
+        assert "pmu-passthrough=on takes a CPU with pmu=on" in done.stderr
+        again = pmu.start_qemu(place, patched, accel)
+        assert again.status == 0, again.stderr
 
 
 def test_the_emulator_dies_with_the_harness(intel: Settings, tmp_path: Path) -> None:

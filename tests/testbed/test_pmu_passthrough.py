@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from test_pci_config_cache_migration import migrate
 
 from nearmetal import builds, run, series, sources, variants
 from nearmetal.cache import Cache
-from nearmetal.guest import running_guest
+from nearmetal.guest import Guest, GuestParts, running_guest, waiting_guest
 from nearmetal.host import Host
 from nearmetal.settings import Settings
 from nearmetal.shell import Result
@@ -48,6 +50,15 @@ a busy machine does nothing but multiplex, and never ends."""
 IN_FASTPATH = 0.5
 """Share of the selector writes that must not switch the PMU. It was 0.91 when measured on a busy
 machine: an interrupt that is pending ends the fast path. Without the series it is below 0."""
+
+COUNTED = "/run/counted"
+OF_A_LOOP = {"instructions:u": 2, "branches:u": 1, "r00c0:u": 2}
+"""Three counters; on Intel's CPUs one of them is fixed."""
+COUNT_DEADLINE_S = 300.0
+CALIBRATION_LOOPS = 20_000_000
+COUNTING_S = 60.0
+"""How long the loop is to last where a migration takes some seconds."""
+WRONG_COUNT = "the guest's perf has counted wrong"
 
 _HIST = "hist:keys=write,ecx.hex:size=1024"
 _KVM_MSR = "/sys/kernel/tracing/events/kvm/kvm_msr"
@@ -173,14 +184,77 @@ def test_a_guest_that_multiplexes_rarely_switches_the_pmu(
     machine.check()
 
 
-def start_qemu(place: tuple[Host, run.Built], patched: variants.Config, accel: str) -> Result:
+def counted(guest: Guest) -> bool:
+    return guest.shell.run(f"test -e {COUNTED}", check=False).status == 0
+
+
+def loops_for(guest: Guest, seconds: float) -> int:
+    """How many turns of the loop take that long in a guest."""
+    start = time.monotonic()
+    guest.shell.run(f"nm-pmu spin {CALIBRATION_LOOPS}", deadline_s=120)
+    return int(CALIBRATION_LOOPS * seconds / (time.monotonic() - start))
+
+
+def counts_are_whole_in_a_guest_that_was_migrated(
+    machine: Host, parts: GuestParts, logs: Path, loops: int | None = None
+) -> None:
+    """Perf counts a loop in a guest that goes to another QEMU meanwhile; it outlives the login."""
+    with (
+        running_guest(machine, parts, logs=logs, label="source") as source,
+        waiting_guest(machine, parts, logs=logs, label="target") as target,
+    ):
+        turns = loops or loops_for(source, COUNTING_S)
+        source.shell.run(
+            f"rm -f {COUNTED}; setsid sh -c 'perf stat -x, -e {','.join(OF_A_LOOP)}"
+            f" -o {COUNTED}.part nm-pmu spin {turns}; mv {COUNTED}.part {COUNTED}'"
+            " </dev/null >/dev/null 2>&1 &"
+        )
+        time.sleep(2)
+        assert not counted(source)
+        migrate(source, target, f"unix:{machine.work}/migration")
+        target.login()
+        assert not counted(target), "the loop ended before the guest was on the other side"
+        end = time.monotonic() + COUNT_DEADLINE_S
+        while not counted(target):
+            assert time.monotonic() < end, "the loop does not end"
+            time.sleep(1)
+        said = target.shell.read(COUNTED)
+    print(said)
+    counts = {
+        words[2]: int(words[0])
+        for words in (line.split(",") for line in said.splitlines())
+        if len(words) > 2 and words[0].isdigit()
+    }
+    for event, instructions in OF_A_LOOP.items():
+        wanted = pytest.approx(instructions * turns, rel=0.001)
+        assert counts.get(event) == wanted, f"{WRONG_COUNT}: {said}"
+    machine.check()
+
+
+@pytest.mark.nightly
+def test_counts_are_whole_in_a_guest_that_was_migrated(
+    conf: Settings,
+    cache: Cache,
+    patched: variants.Config,
+    place: tuple[Host, run.Built],
+    tmp_path: Path,
+) -> None:
+    """QEMU saves AMD's selectors and counters, and restores each into the register it is from."""
+    machine, made = place
+    parts = run.guest_parts(conf, cache, made, patched, machine, [])
+    counts_are_whole_in_a_guest_that_was_migrated(machine, parts, tmp_path)
+
+
+def start_qemu(
+    place: tuple[Host, run.Built], patched: variants.Config, accel: str, cpu: str = "host"
+) -> Result:
     """Start QEMU with one virtual CPU that does not run, and let it end at once."""
     machine, made = place
     qemu = made.qemus[patched.qemu_patches]
     words = shlex.join(
         [
             *(machine.place(qemu.program), "-L", machine.place(qemu.firmware)),
-            *("-machine", "q35", "-accel", accel, "-cpu", "host", "-m", "64", "-S"),
+            *("-machine", "q35", "-accel", accel, "-cpu", cpu, "-m", "64", "-S"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-monitor", "stdio"),
         ]
     )
@@ -221,6 +295,17 @@ def test_qemu_names_the_process_whose_events_are_in_the_way(
     assert "watchdog" not in done.stderr, "there is none in this kernel"
     again = start_qemu(place, patched, "kvm")
     assert again.status == 0, again.stderr
+
+
+def test_a_cpu_without_pmu_has_no_mediated_pmu(
+    patched: variants.Config, place: tuple[Host, run.Built]
+) -> None:
+    """QEMU tells KVM so (KVM_PMU_CAP_DISABLE): nothing is in the way of such a VM."""
+    with counting_in_guests(place[0]):
+        refused = start_qemu(place, patched, "kvm")
+        done = start_qemu(place, patched, "kvm", "host,pmu=off")
+    assert refused.status == 1, "else the other would say nothing"
+    assert done.status == 0, done.stderr
 
 
 def test_qemu_names_the_watchdog(patched: variants.Config, place: tuple[Host, run.Built]) -> None:
