@@ -76,11 +76,12 @@ static GMutex lock;
 static uint64_t returns[MAX_RETURNS];
 static int n_returns;
 
-static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb);
+static void on_translation(struct qemu_plugin_tb *tb, void *data);
 
-static void on_reset(qemu_plugin_id_t id)
+static void on_reset(void *data)
 {
-	qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation);
+	(void)data;
+	qemu_plugin_register_vcpu_tb_trans_cb(self, on_translation, NULL);
 }
 
 static void set_counting(bool wanted)
@@ -94,7 +95,7 @@ static void set_counting(bool wanted)
 	g_mutex_unlock(&lock);
 	/* drops all translations, and lets on_reset() begin anew */
 	if (changes)
-		qemu_plugin_reset(self, on_reset);
+		qemu_plugin_reset(self, on_reset, NULL);
 }
 
 static void on_mark(unsigned int index, void *data)
@@ -178,14 +179,14 @@ static unsigned int mark_of(const uint8_t *code, size_t size)
 	return code[5] << 8 | code[4];
 }
 
-static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+static void on_translation(struct qemu_plugin_tb *tb, void *data)
 {
 	static const uint8_t vmrun[3] = { 0x0f, 0x01, 0xd8 };
 	size_t n = qemu_plugin_tb_n_insns(tb);
 	uint8_t code[MARK_SIZE];
 	unsigned int mark;
 
-	(void)id;
+	(void)data;
 	for (size_t i = 0; i < n; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 		size_t size = qemu_plugin_insn_size(insn);
@@ -260,6 +261,6 @@ QEMU_PLUGIN_EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_
 	counting = always;
 	cpus = qemu_plugin_scoreboard_new(sizeof(struct cpu));
 	insns = qemu_plugin_scoreboard_u64_in_struct(cpus, struct cpu, insns);
-	qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation);
+	qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation, NULL);
 	return 0;
 }

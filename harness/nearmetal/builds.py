@@ -569,12 +569,11 @@ def _compile(program: Path, target: Path, *words: str) -> None:
 
 
 def _plugin_header(source: Source) -> Path:
-    """The header that plugins of TCG include; newer trees have it at another place."""
-    for folder in ("qemu", "plugins"):
-        header = source.folder / "include" / folder / "qemu-plugin.h"
-        if header.is_file():
-            return header
-    raise BuildFailed(f"{source} has no qemu-plugin.h", hint="QEMU 11.1.y is what is supported")
+    """The header that plugins of TCG include."""
+    header = source.folder / "include" / "plugins" / "qemu-plugin.h"
+    if not header.is_file():
+        raise BuildFailed(f"{source} has no qemu-plugin.h", hint="QEMU 11.1.y is what is supported")
+    return header
 
 
 def counter(settings: Settings, cache: Cache, source: Source) -> Path:
