@@ -141,7 +141,7 @@ def test_failing_and_endless_commands(host: Host) -> None:
 
 
 def test_no_access_goes_astray_while_the_memory_map_changes(host: Host) -> None:
-    """A CPU of the emulator used entries of its TLB with the map of another (tcg-flatview).
+    """A CPU of QEMU 10.0's TCG used entries of its TLB with the memory map of later.
 
     The disk has lower addresses than the peer's memory, so that what lies above it moves in the
     emulator's table of sections when it is switched off and on.
