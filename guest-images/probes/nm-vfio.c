@@ -16,6 +16,7 @@
  *	set-failing BDF NTH ID	claims; the NTH allocation from there on fails: "failed" is
  *				whether there were so many
  *	get BDF			"flags"
+ *	probe BDF		whether the feature is there, for SET
  *	reset BDF
  *	hot-reset BDF
  *	map BDF BAR ADDRESS	into the I/O address space, by the BAR's dma-buf
@@ -165,7 +166,8 @@ static int cdev(const char *bdf)
 		return -1;
 	errno = ENODEV;
 	while ((entry = readdir(dir))) {
-		if (strncmp(entry->d_name, "vfio", 4))
+		if (strncmp(entry->d_name, "vfio", 4) &&
+		    strncmp(entry->d_name, "noiommu-vfio", 12))
 			continue;
 		snprintf(path, sizeof(path), "/dev/vfio/devices/%s", entry->d_name);
 		fd = open(path, O_RDWR | O_CLOEXEC);
@@ -298,6 +300,14 @@ static int get(int fd, uint32_t *flags)
 		return fail();
 	*flags = args.flags;
 	return 0;
+}
+
+static int probe(int fd)
+{
+	struct vfio_device_feature args = { .argsz = sizeof(args) };
+
+	args.flags = VFIO_DEVICE_FEATURE_PROBE | VFIO_DEVICE_FEATURE_SET | FEATURE_DIRECT_P2P;
+	return ioctl(fd, VFIO_DEVICE_FEATURE, &args) ? fail() : 0;
 }
 
 static int hot_reset(int fd)
@@ -712,6 +722,8 @@ static void obey(char **words, int count)
 
 		ret = get(d->fd, &flags);
 		answer(ret, "flags", flags);
+	} else if (!strcmp(command, "probe")) {
+		answer(probe(d->fd), NULL, 0);
 	} else if (!strcmp(command, "reset")) {
 		answer(ioctl(d->fd, VFIO_DEVICE_RESET) ? fail() : 0, NULL, 0);
 	} else if (!strcmp(command, "hot-reset")) {

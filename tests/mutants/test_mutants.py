@@ -25,6 +25,7 @@ sys.path.insert(0, str(REPO / "tests" / "testbed"))
 
 import test_direct_p2p as isolation  # noqa: E402
 import test_direct_p2p_guest as placement  # noqa: E402
+import test_direct_p2p_noiommu as noiommu  # noqa: E402
 import test_intel as intel  # noqa: E402
 import test_pci_config_cache as selftests  # noqa: E402
 import test_pci_config_cache_guest as proofs  # noqa: E402
@@ -246,6 +247,10 @@ The proofs hold without a mutant: tests/testbed/test_direct_p2p.py runs them.
 """
 
 
+NOIOMMU_MUTANTS = {"linux-direct-p2p-noiommu-is-claimed": noiommu.DIED}
+"""What the proof says when it fails; the host is gone then, and with it all that it had open."""
+
+
 PLACEMENT_MUTANTS: dict[str, tuple[Callable[[placement.Place], None], str]] = {
     "qemu-direct-p2p-ram-hole-is-off": (placement.ram_in_a_window_is_refused, placement.TAKEN),
 }
@@ -267,6 +272,7 @@ def test_every_mutant_is_listed() -> None:
         *ISOLATION_MUTANTS,
         *PLACEMENT_MUTANTS,
         *PMU_MUTANTS,
+        *NOIOMMU_MUTANTS,
     }
     assert {path.stem for path in FOLDER.glob("*.patch")} == names
 
@@ -303,6 +309,17 @@ def test_isolation_mutant_is_caught(
         pytest.raises(AssertionError, match=re.escape(says)) as caught,
     ):
         proof(place)
+    print(f"{name}: {str(caught.value)[:600]}")
+
+
+@pytest.mark.parametrize("name", sorted(NOIOMMU_MUTANTS))
+def test_noiommu_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, name: str) -> None:
+    off = mutated(isolation.patched_config(conf), FOLDER / f"{name}.patch")
+    with (
+        pytest.raises(AssertionError, match=re.escape(NOIOMMU_MUTANTS[name])) as caught,
+        noiommu.unprotected(conf, cache, off, tmp_path) as host,
+    ):
+        noiommu.has_no_feature(host)
     print(f"{name}: {str(caught.value)[:600]}")
 
 
