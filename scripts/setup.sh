@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Sourced by the other scripts: installs what is missing (Debian's packages as root, Python's
 # in an environment of the cache) and sets $nearmetal and $python. Does nothing the second time.
+# $more_packages, set before, are installed as well.
 
 repo=$(cd "$(dirname "$0")/.." && pwd)
 cache=${NEARMETAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nearmetal}
@@ -13,6 +14,7 @@ libglib2.0-dev zlib1g-dev libpixman-1-dev libslirp-dev libattr1-dev uuid-dev lib
 mmdebstrap squashfs-tools-ng busybox-static debian-archive-keyring uidmap
 seabios ovmf openssh-client util-linux
 xorriso isolinux syslinux-common
+${more_packages-}
 "
 
 say() { echo "==> $*" >&2; }

@@ -16,7 +16,7 @@ from .series import Series, TreeName
 from .settings import Settings
 from .sources import Source, obtain
 
-_SOURCES: dict[TreeName, str] = {
+SOURCES: dict[TreeName, str] = {
     "linux": "linux",
     "qemu": "qemu",
     "testbed-qemu": "qemu",
@@ -26,7 +26,7 @@ _SOURCES: dict[TreeName, str] = {
 
 def repository(settings: Settings, cache: Cache, tree: TreeName) -> tuple[Source, Path]:
     """The tree's sources, and a git repository with them as its one commit (cached)."""
-    source = obtain(settings, cache, _SOURCES[tree])
+    source = obtain(settings, cache, SOURCES[tree])
 
     def build(work: Path) -> None:
         trees.make_base_repository(source.folder, tree, source.version, work / "git")

@@ -25,7 +25,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from email.header import Header
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,6 @@ COVER_MARKER = "--- b4-submit-tracking ---"
 _MARKER_COMMENT = "# This section is used internally by b4 prep for tracking purposes."
 _CHANGE_ID = re.compile(r"^[0-9]{8}-(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)-[0-9a-f]+$")
 _NAME = re.compile(r"^[a-z0-9]+(?:-[a-z0-9]+)*$")
-_SIGNOFF = re.compile(r"^[^<>\n]*[^<>\s] <[^<>@\s]+@[^<>@\s]+>$")
 _PATCH_NAME = re.compile(r"^[0-9]{4}-.*\.patch$")
 
 _DEBIAN_IGNORE = re.compile(r"(?m)^/\*\n(?=!/debian/$)")
@@ -392,7 +390,7 @@ def apply_series(git: Git, series: Series, onto: str) -> None:
     Raises UsageError where the series has no cover letter or no folder, DoesNotApply.
     """
     patches = series.patches()
-    message = _cover_message(series)
+    message = cover_message(series)
     date = _author_date(git, patches[0]) if patches else EPOCH
     _commit_cover(git, message, f"cover letter of {series.name}", _dates(date))
     apply_patches(git, patches, onto)
@@ -464,7 +462,8 @@ def _join_cover(text: str, tracking: Mapping[str, Any]) -> str:
     return f"{text.rstrip()}\n\n{COVER_MARKER}\n{_MARKER_COMMENT}\n{section}\n"
 
 
-def _cover_message(series: Series) -> str:
+def cover_message(series: Series) -> str:
+    """The message of the commit of a cover letter; raises UsageError where there is none."""
     try:
         written = series.cover.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -513,7 +512,7 @@ def tree_checkout(
     chosen = of_tree(series, tree)
     _check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(target) as work:
+    with beside(target) as work:
         if base_repository is None:
             base_repository = work / "base.git"
             with ui.step(f"commit {tree} {version}"):
@@ -605,7 +604,7 @@ def tree_export(folder: Path, patches: Path, series: Sequence[Series]) -> tuple[
     _check_required(parts, of_tree(series, tree), folder)
     patches.mkdir(parents=True, exist_ok=True)
     exported: list[Exported] = []
-    with _beside(patches / "export") as work, ui.step(f"export {tree}"):
+    with beside(patches / "export") as work, ui.step(f"export {tree}"):
         for part in parts:
             _render(git, part, work / part.name)
         for part in parts:
@@ -662,56 +661,6 @@ def tree_new_series(folder: Path, name: str, title: str) -> str:
         raise UsageError(f"{folder} has a series {name} already", hint="choose another name")
     message = _join_cover(" ".join(title.split()), default_tracking(name))
     return _commit_cover(git, message, f"cover letter of {name}", _dates(EPOCH))
-
-
-def export_for_sending(series: Series, signoff: str, output: Path) -> tuple[Path, ...]:
-    """Write a series as it is sent to a list, to ``output``; gives the files.
-
-    Each patch gets the sender's Signed-off-by after its own trailers and its number
-    (``[PATCH v2 3/7]``, revision and prefixes from b4's tracking); 0000-cover-letter.patch
-    is made of cover.txt, a shortlog and a diffstat. ``signoff`` is "Name <mail>". Raises
-    UsageError for a sign-off that is none, an output folder that is not empty, a series
-    without patches.
-    """
-    if not _SIGNOFF.match(signoff):
-        raise UsageError(f"'{signoff}' is no sign-off", hint='write "Name <mail@example.org>"')
-    patches = series.patches()
-    if not patches:
-        raise UsageError(f"{series.folder} holds no patches", hint="export its tree first")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} is not an empty folder", hint="name a new one")
-    text, tracking = split_cover(_cover_message(series))
-    about = (tracking or default_tracking(series.name))["series"]
-    revision = int(about.get("revision", 1))
-    words = ["PATCH", *map(str, about.get("prefixes", []))]
-    if revision > 1:
-        words.append(f"v{revision}")
-    prefix = " ".join(words)
-    width = len(str(len(patches)))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(output) as work:
-        fresh = work / "series"
-        fresh.mkdir()
-        git = Git(fresh)
-        for number, patch in enumerate(patches, 1):
-            copy = fresh / patch.name
-            tag = f"[{prefix} {number:0{width}}/{len(patches)}]"
-            copy.write_bytes(_numbered(patch, tag))
-            git.run(
-                "interpret-trailers",
-                "--in-place",
-                "--where=end",
-                "--if-exists=addIfDifferent",
-                f"--trailer=Signed-off-by: {signoff}",
-                copy.name,
-            )
-        cover = fresh / "0000-cover-letter.patch"
-        tag = f"[{prefix} {0:0{width}}/{len(patches)}]"
-        cover.write_text(_cover_letter(git, text, tag, signoff, patches), encoding="utf-8")
-        if output.exists():
-            output.rmdir()
-        fresh.rename(output)
-    return tuple(sorted(output.iterdir()))
 
 
 # -- what a tree holds
@@ -871,7 +820,7 @@ def _render(git: Git, part: _Part, folder: Path) -> None:
 def _check_survives(git: Git, commit: _Commit, path: Path) -> None:
     """Whether ``git am`` gives back a commit's author and message; raises UsageError if not."""
     with tempfile.TemporaryDirectory(prefix="nearmetal-") as scratch:
-        head = _mail_head(git, path, Path(scratch))
+        head = mail_head(git, path, Path(scratch))
         count = len(list(Path(scratch).glob("[0-9]*")))
         body = (Path(scratch) / "message").read_text(encoding="utf-8", errors="replace")
     body = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in body.splitlines()))
@@ -887,7 +836,7 @@ def _check_survives(git: Git, commit: _Commit, path: Path) -> None:
     )
 
 
-def _mail_head(git: Git, patch: Path, scratch: Path) -> dict[str, str]:
+def mail_head(git: Git, patch: Path, scratch: Path) -> dict[str, str]:
     """What ``git am`` reads from a patch's head; the message goes to ``scratch``/message."""
     # git mailinfo reads standard input only, and a patch need not be text.
     done = proc.run(
@@ -956,7 +905,7 @@ def _keep_others(final: Path, fresh: Path) -> None:
 
 
 @contextlib.contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def beside(target: Path) -> Iterator[Path]:
     """A scratch folder on the same file system as ``target``, removed in the end.
 
     What a killed process left behind is removed by the next one.
@@ -1010,83 +959,3 @@ def _check_replaceable(target: Path) -> None:
             f"{target} has work that is not in patches/",
             hint="export it with 'nearmetal tree export', or remove the folder",
         )
-
-
-# -- mails
-
-
-def _numbered(patch: Path, tag: str) -> bytes:
-    head, _, rest = patch.read_bytes().partition(b"\n\n")
-    changed, count = re.subn(rb"(?m)^Subject: \[PATCH\]", f"Subject: {tag}".encode(), head, count=1)
-    if count != 1:
-        raise UsageError(
-            f"{patch} has no subject that begins with [PATCH]", hint="export it from its tree"
-        )
-    return changed + b"\n\n" + rest
-
-
-def _cover_letter(git: Git, text: str, tag: str, signoff: str, patches: Sequence[Path]) -> str:
-    title, _, body = text.partition("\n")
-    name, mail = signoff.rsplit(" <", 1)
-    subject = Header(f"{tag} {title}", header_name="Subject", maxlinelen=998).encode()
-    sender = Header(name, header_name="From", maxlinelen=998).encode()
-    head = [
-        "From " + "0" * 40 + " Mon Sep 17 00:00:00 2001",
-        f"From: {sender} <{mail}",
-        f"Subject: {subject}",
-    ]
-    content = "\n".join([body.strip(), "", *_shortlog(git, patches), *_diffstat(git, patches)])
-    if not content.isascii():
-        head += [
-            "MIME-Version: 1.0",
-            "Content-Type: text/plain; charset=UTF-8",
-            "Content-Transfer-Encoding: 8bit",
-        ]
-    return "\n".join([*head, "", content, "-- ", "nearmetal", ""])
-
-
-def _shortlog(git: Git, patches: Sequence[Path]) -> list[str]:
-    """The subjects by author, as git shortlog prints them."""
-    by_author: dict[str, list[str]] = {}
-    for patch in patches:
-        with tempfile.TemporaryDirectory(prefix="nearmetal-") as scratch:
-            head = _mail_head(git, patch, Path(scratch))
-        subject = re.sub(r"^\[PATCH\] ", "", head.get("Subject", ""))
-        by_author.setdefault(head.get("Author", ""), []).append(subject)
-    lines: list[str] = []
-    for author in sorted(by_author):
-        lines.append(f"{author} ({len(by_author[author])}):")
-        lines += [f"  {subject}" for subject in by_author[author]]
-        lines.append("")
-    return lines
-
-
-def _diffstat(git: Git, patches: Sequence[Path]) -> list[str]:
-    """The lines that a series adds and removes, by file."""
-    counts: dict[str, tuple[int, int]] = {}
-    for patch in patches:
-        for line in git.text("apply", "--numstat", patch.resolve()).splitlines():
-            added, removed, name = line.split("\t", 2)
-            before = counts.get(name, (0, 0))
-            counts[name] = (
-                before[0] + (int(added) if added.isdigit() else 0),
-                before[1] + (int(removed) if removed.isdigit() else 0),
-            )
-    if not counts:
-        return []
-    width = max(len(name) for name in counts)
-    lines = [
-        f" {name:{width}} | {sum(counts[name]):4} {_bar(*counts[name])}".rstrip()
-        for name in sorted(counts)
-    ]
-    files = f"{len(counts)} file{'s' if len(counts) != 1 else ''} changed"
-    plus, minus = (sum(count[side] for count in counts.values()) for side in (0, 1))
-    lines.append(f" {files}, {plus} insertions(+), {minus} deletions(-)")
-    return [*lines, ""]
-
-
-def _bar(added: int, removed: int, width: int = 20) -> str:
-    total = added + removed
-    if total > width:
-        added, removed = -(-added * width // total), removed * width // total
-    return "+" * added + "-" * removed

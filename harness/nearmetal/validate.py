@@ -817,7 +817,7 @@ def _validate_tree(
                 findings += check_text(candidate, patch)
                 step.status = f"checkpatch {patch.name}"
                 if not series.tree.endswith("bochs"):
-                    findings += _checkpatch(base, series.label, patch)
+                    findings += checkpatch(base, series.label, patch)
             step.status = "applies it alone"
             commits = work.apply(candidate, findings)
             if base.build is None:
@@ -1000,7 +1000,7 @@ class _WorkTree:
         return key_of({"files": chosen})
 
 
-def _checkpatch(base: Base, name: str, patch: Path) -> tuple[Finding, ...]:
+def checkpatch(base: Base, name: str, patch: Path) -> tuple[Finding, ...]:
     script = base.sources / "scripts" / "checkpatch.pl"
     if not script.is_file():
         text = f"{base.name} has no scripts/checkpatch.pl"

@@ -415,39 +415,6 @@ def test_a_series_without_a_cover_letter_is_refused(
         trees.tree_checkout("linux", sources, "7.3.4", both(patches), tmp_path / "t")
 
 
-def test_the_copy_for_sending_carries_the_sender_s_sign_off(
-    tmp_path: Path, sources: Path, patches: Path
-) -> None:
-    before = contents(patches)
-    series = one(patches, "config-cache", 1)
-    files = trees.export_for_sending(series, "Jürgen Sender <js@example.org>", tmp_path / "out")
-    assert [path.name[:5] for path in files] == ["0000-", "0001-", "0002-", "0003-"]
-    assert contents(patches) == before
-    cover = files[0].read_text()
-    assert "Subject: =?utf-8?" in cover
-    assert "Žofie Nováková (3):\n  kvm: x86: Cache what" in cover
-    assert " 4 files changed" not in cover
-    assert " 3 files changed, 3 insertions(+), 1 deletions(-)" in cover
-    assert "Subject: [PATCH 2/3] kvm: Let the script run" in files[2].read_text()
-    made = trees.tree_checkout("linux", sources, "7.3.4", [], tmp_path / "t")
-    git(made.folder, "am", "--quiet", "--keep-cr", *map(str, files[1:]))
-    assert (
-        git(made.folder, "log", "--format=%(trailers:key=Signed-off-by)").split("\n\n")
-        == ["Signed-off-by: Jürgen Sender <js@example.org>"] * 3
-    )
-    body = git(made.folder, "log", "-1", "--format=%B", "HEAD~2")
-    assert body == TRICKY + "Signed-off-by: Jürgen Sender <js@example.org>"
-
-
-def test_sending_refuses_a_bad_sign_off_and_a_full_folder(tmp_path: Path, patches: Path) -> None:
-    series = one(patches, "config-cache", 1)
-    for signoff in ("Nobody", "<a@b.c>", "A <a@b.c> extra", "A <a b@c>"):
-        with pytest.raises(UsageError, match="is no sign-off"):
-            trees.export_for_sending(series, signoff, tmp_path / "out")
-    with pytest.raises(UsageError, match="not an empty folder"):
-        trees.export_for_sending(series, "A <a@b.c>", patches)
-
-
 def test_an_unknown_tree_gets_a_hint() -> None:
     assert trees.trees_of("testbed") == ("testbed-qemu", "testbed-bochs")
     with pytest.raises(UsageError, match="there is no tree 'linus'"):
