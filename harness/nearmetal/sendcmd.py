@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import bases, sending, trees, ui, validate
+from . import bases, requires, sending, trees, ui, validate
 from .cache import Cache
 from .catalogue import nearest
 from .errors import Exit, NearmetalError, UsageError
@@ -63,7 +63,8 @@ def export(settings: Settings, cache: Cache, request: Request) -> tuple[Path, ..
     the request is for what is not validated.
     """
     sender = sending.sender_of(request.signoff)
-    series = picked(load_series(settings.repo / "patches"), request.name, request.tree)
+    every = load_series(settings.repo / "patches")
+    series = picked(every, request.name, request.tree)
     output = request.output.expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} is not an empty folder", hint="name a new one")
@@ -90,10 +91,12 @@ def export(settings: Settings, cache: Cache, request: Request) -> tuple[Path, ..
             place = Path() if len(series) == 1 else Path(one.tree)
             (fresh / place).mkdir(parents=True)
             source, _ = bases.repository(settings, cache, one.tree)
-            whole = _addressed(settings, source, one, mailing, ask=request.maintainers)
+            below = requires.patches_before(one, every)
+            whole = replace(mailing, below=below)
+            whole = _addressed(settings, source, one, whole, ask=request.maintainers)
             files = sending.write(one, whole, fresh / place)
             findings = check(files[1:], one, source)
-            _tell(one, whole, findings, output / place)
+            _tell(one, whole, findings, output / place, requires.in_words(one, every))
             if request.validated and validate.exit_status(findings) != Exit.OK:
                 raise NearmetalError(
                     f"checkpatch finds errors in the mails of {one.label}",
@@ -177,6 +180,7 @@ def _tell(
     mailing: sending.Mailing,
     findings: Sequence[validate.Finding],
     folder: Path,
+    needed: str,
 ) -> None:
     to, cc = len(mailing.recipients.to), len(mailing.recipients.cc)
     ui.say(f"{folder}: {sending.subject_of(series, mailing)}")
@@ -184,6 +188,8 @@ def _tell(
         ui.say(f"  To: {to} maintainers, Cc: {cc} reviewers and lists, in each mail's header")
     if mailing.base:
         ui.say(f"  base-commit: {mailing.base}")
+    if needed:
+        ui.say(f"  it needs {needed}: prerequisite-patch-id in the cover letter names them")
     if series.draft and not mailing.prefixes:
         ui.say("  it is a draft: --rfc says so in the subjects")
     said = validate.render_findings(findings, [validate.Candidate(series)])

@@ -382,6 +382,24 @@ def test_export_names_the_commit_of_the_user_s_tree(conf: Settings, tmp_path: Pa
     assert f"\nbase-commit: {git(tree, 'rev-parse', 'HEAD')}\n" in files[0].read_text()
 
 
+def test_export_names_the_patches_that_are_needed_below(
+    conf: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patches = conf.repo / "patches"
+    shutil.copytree(patches / "linux/config-cache", patches / "linux/more")
+    with (patches / "series.yaml").open("a") as stream:
+        stream.write(
+            '  - {name: more, tree: linux, order: 2, base: "7.3", purpose: x.,'
+            " requires: {config-cache: 2}}\n"
+        )
+    what = request(tmp_path / "out", name="more")
+    cover = sendcmd.export(conf, Cache(conf.cache_dir).open(), what)[0].read_text()
+    for one_id in sending.patch_ids(one(conf.repo).patches()[:2]):
+        assert f"prerequisite-patch-id: {one_id}\n" in cover
+    assert cover.count("prerequisite-patch-id") == 2
+    assert "it needs the first 2 patches of config-cache:" in capsys.readouterr().err
+
+
 def test_the_sender_is_no_recipient(conf: Settings, tmp_path: Path) -> None:
     what = request(tmp_path / "out", signoff="J <js@example.org>")
     files = sendcmd.export(conf, Cache(conf.cache_dir).open(), what)
