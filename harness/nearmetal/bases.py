@@ -27,13 +27,18 @@ SOURCES: dict[TreeName, str] = {
 def repository(settings: Settings, cache: Cache, tree: TreeName) -> tuple[Source, Path]:
     """The tree's sources, and a git repository with them as its one commit (cached)."""
     source = obtain(settings, cache, SOURCES[tree])
+    return source, repository_of(cache, source, tree)
+
+
+def repository_of(cache: Cache, source: Source, tree: TreeName) -> Path:
+    """A git repository with a source as its one commit (cached)."""
 
     def build(work: Path) -> None:
         trees.make_base_repository(source.folder, tree, source.version, work / "git")
 
     ingredients = {"source": source.ingredients(), "tree": tree, "recipe": 1}
     what = f"committing {source.name} {source.version} as the base of {tree}"
-    return source, cache.make("repository", ingredients, build, what=what).path / "git"
+    return cache.make("repository", ingredients, build, what=what).path / "git"
 
 
 def checkout(

@@ -24,6 +24,7 @@ from . import (
     compare,
     doctor,
     inventory,
+    ontocmd,
     report,
     run,
     sendcmd,
@@ -221,6 +222,20 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--series", metavar="NAME", help="only this series")
     one.add_argument(
         "--quick", action="store_true", help="leave out the build of all series stacked"
+    )
+    one.add_argument(
+        "--onto",
+        metavar="TREE",
+        help="instead of validating, say which patches fit another tree: a git tree (its HEAD), a"
+        " folder, a tarball, or a release such as 10.2; nothing is built",
+    )
+    one.add_argument(
+        "--json", action="store_true", help="with --onto: the results as JSON, for programs"
+    )
+    one.add_argument(
+        "--fail-on-conflict",
+        action="store_true",
+        help="with --onto: exit status 1 if a patch conflicts (default: 0 whatever fits)",
     )
 
     one = command(
@@ -491,6 +506,21 @@ def _tree(options: argparse.Namespace, conf: Settings) -> int:
 
 
 def _validate(options: argparse.Namespace, conf: Settings) -> int:
+    if options.onto is not None:
+        text, status = ontocmd.run(
+            conf,
+            Cache(conf.cache_dir).open(),
+            options.onto,
+            patches=options.patches,
+            tree=options.tree,
+            only=options.series,
+            as_json=options.json,
+            strict=options.fail_on_conflict,
+        )
+        print(text)
+        return status
+    if options.json or options.fail_on_conflict:
+        raise UsageError("--json and --fail-on-conflict go with --onto")
     text, status = bases.run_validate(
         conf,
         Cache(conf.cache_dir).open(),

@@ -148,15 +148,22 @@ def obtain(settings: Settings, cache: Cache, name: str) -> Source:
     return _obtain(settings, cache, BASES[name])
 
 
+def known_releases() -> Mapping[tuple[str, str], Base]:
+    """The releases that can be had, by name and version, oldest first: the bases are among them."""
+    every = {**RELEASES, **{(base.name, _range(base)): base for base in BASES.values()}}
+    order = sorted(every, key=lambda one: (one[0], debian._version_key(one[1])))
+    return {one: every[one] for one in order}
+
+
 def obtain_release(settings: Settings, cache: Cache, name: str, version: str) -> Source:
     """The source of a release: of ``name`` (``linux``, ``qemu``), ``version`` like ``10.2``.
 
     Raises UsageError for a version that is not known.
     """
-    known = {**RELEASES, **{(base.name, _range(base)): base for base in BASES.values()}}
+    known = known_releases()
     base = known.get((name, version))
     if base is None:
-        versions = sorted((one for tree, one in known if tree == name), key=debian._version_key)
+        versions = [one for tree, one in known if tree == name]
         raise UsageError(
             f"no {name} {version} is known",
             hint=f"known: {', '.join(versions)}; or name a tree, a folder or a tarball",
