@@ -54,12 +54,10 @@ def checkout(
 
 def setup(settings: Settings, cache: Cache, tree: TreeName) -> validate.BuildSetup | None:
     """How the objects of a tree are built when its patches are validated."""
-    env = {"CCACHE_DIR": str(cache.root / "ccache")}
+    env = builds.ccache(cache, cache.root / "validate" / tree)
     if tree == "linux":
         fragment = settings.repo / "guest-images" / "kernel" / "base.config"
-        # make takes its environment from ours; ccache finds its folder there
-        os.environ.update(env)
-        return validate.LinuxBuild(fragment, settings.jobs, ("CC=ccache gcc",))
+        return validate.LinuxBuild(fragment, settings.jobs, ("CC=ccache gcc",), environment=env)
     if tree in ("qemu", "testbed-qemu"):
         python = builds.qemu_python(cache)
         arguments = (f"--python={python}", "--cc=ccache gcc", *builds.QEMU_CONFIGURE)

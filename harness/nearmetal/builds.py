@@ -150,7 +150,7 @@ def first_errors(log: str, most: int = 12) -> str:
     return "\n".join(lines[index] for index in shown)
 
 
-def _ccache(cache: Cache, work: Path) -> dict[str, str]:
+def ccache(cache: Cache, work: Path) -> dict[str, str]:
     """ccache for a build below ``work``: paths relative to it, so that variants share hits."""
     return {
         "CCACHE_DIR": str(cache.root / "ccache"),
@@ -201,7 +201,7 @@ def kernel(
         out.mkdir()
         (work / "fragment").write_text(wanted)
         env = {
-            **_ccache(cache, work),
+            **ccache(cache, work),
             "KCONFIG_ALLCONFIG": str(work / "fragment"),
             "KBUILD_BUILD_USER": "nearmetal",
             "KBUILD_BUILD_HOST": "nearmetal",
@@ -344,7 +344,7 @@ def _selftests(
         proc.run(["cp", "-al", source.folder, src], deadline_s=1200)
         _apply(patches, src)
         out.mkdir()
-        env = _ccache(cache, work)
+        env = ccache(cache, work)
         log = cache.root / "tmp" / f"{work.name}.log"
         headers: list[str | Path] = [
             "make",
@@ -424,7 +424,7 @@ def qemu(settings: Settings, cache: Cache, source: Source, *, patches: Sequence[
         _apply(patches, src)
         out.mkdir()
         python = qemu_python(cache)
-        env = {**_ccache(cache, work), "PATH": f"{python.parent}:{os.environ['PATH']}"}
+        env = {**ccache(cache, work), "PATH": f"{python.parent}:{os.environ['PATH']}"}
         log = cache.root / "tmp" / f"{work.name}.log"
         try:
             proc.run(
@@ -498,7 +498,7 @@ def bochs(
         proc.run(["cp", "-al", source.folder, src], deadline_s=1200)
         _apply(patches, src)
         out.mkdir()
-        env = {**_ccache(cache, work), "CC": "ccache gcc", "CXX": "ccache g++"}
+        env = {**ccache(cache, work), "CC": "ccache gcc", "CXX": "ccache g++"}
         log = cache.root / "tmp" / f"{work.name}.log"
         try:
             configure: list[str | Path] = [src / "configure", *BOCHS_CONFIGURE]

@@ -9,13 +9,14 @@ fail the validation, or notes, which are told.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
 
@@ -24,6 +25,7 @@ from .cache import key_of, remove
 from .catalogue import nearest
 from .errors import Exit, NearmetalError, UsageError
 from .kconfig import lost_options
+from .results import Results
 from .series import (
     TREES,
     Enable,
@@ -414,6 +416,8 @@ class LinuxBuild:
     """More words for make, such as ``CC=ccache gcc``."""
     options: tuple[Path, ...] = ()
     """More fragments, which are laid over the first one."""
+    environment: Mapping[str, str] | None = None
+    """Added for make."""
 
     def with_options(self, fragments: Sequence[Path]) -> LinuxBuild:
         """The same with the options that series add (series.SERIES_OPTIONS)."""
@@ -424,8 +428,9 @@ class LinuxBuild:
         return "".join(path.read_text() for path in (self.fragment, *self.options))
 
     def key(self) -> str:
-        """The configuration and make's arguments."""
-        return key_of({"configuration": self.wanted(), "make": self.make_arguments})
+        """The configuration, make's arguments and the compiler's version."""
+        parts = {"configuration": self.wanted(), "make": self.make_arguments}
+        return key_of({**parts, "compiler": version_of("gcc")})
 
     def lost_options(self, build: Path) -> tuple[str, ...]:
         """The lines of ``options`` that Kconfig dropped, because it misses a dependency."""
@@ -476,15 +481,24 @@ class LinuxBuild:
                 *words,
             ],
             deadline_s=_BUILD_S,
-            env={**_BUILD_ENVIRONMENT, **(env or {})},
+            env={**BUILD_ENVIRONMENT, **(self.environment or {}), **(env or {})},
             log=build / "validate.log",
             tree=True,
             check=check,
         )
 
 
+@functools.cache
+def version_of(program: str) -> str:
+    """The first line of what a program says to --version, or nothing where there is none."""
+    if shutil.which(program) is None:
+        return ""
+    done = proc.run([program, "--version"], deadline_s=60, check=False)
+    return (done.stdout or done.stderr).partition("\n")[0]
+
+
 # Kbuild drops LC_ALL: the compiler's language must be set by the others too.
-_BUILD_ENVIRONMENT = {
+BUILD_ENVIRONMENT = {
     "LC_ALL": "C",
     "LC_MESSAGES": "C",
     "LC_CTYPE": "C",
@@ -584,8 +598,8 @@ class QemuBuild:
         return self
 
     def key(self) -> str:
-        """The arguments of configure."""
-        return key_of({"configure": self.arguments})
+        """The arguments of configure and the compiler's version."""
+        return key_of({"configure": self.arguments, "compiler": version_of("gcc")})
 
     def lost_options(self, build: Path) -> tuple[str, ...]:
         """None."""
@@ -627,7 +641,7 @@ class QemuBuild:
             words,
             deadline_s=_BUILD_S,
             cwd=build,
-            env={**_BUILD_ENVIRONMENT, **(self.environment or {})},
+            env={**BUILD_ENVIRONMENT, **(self.environment or {})},
             log=build / "validate.log",
             tree=True,
             check=check,
@@ -808,7 +822,7 @@ def _validate_tree(
     candidates: Sequence[Candidate], base: Base, scratch: Path, quick: bool
 ) -> list[Finding]:
     findings: list[Finding] = []
-    work = _WorkTree.open(base, scratch)
+    work = WorkTree.open(base, scratch)
     for candidate in candidates:
         series = candidate.series
         with ui.step(f"validate {series.label}") as step:
@@ -835,7 +849,7 @@ def _validate_tree(
 
 
 def _validate_stack(
-    candidates: Sequence[Candidate], base: Base, work: _WorkTree, quick: bool
+    candidates: Sequence[Candidate], base: Base, work: WorkTree, quick: bool
 ) -> list[Finding]:
     """All series of a tree on top of one another."""
     if len(candidates) < 2:
@@ -864,12 +878,18 @@ def _validate_stack(
             for file in touched_files(patch.read_text(encoding="utf-8", errors="replace"))
         )
         for one in work.new_of(setup, touched, work.base, head):
-            findings.append(_build_finding("all series", "", one, "stacked"))
+            findings.append(build_finding("all series", "", one, "stacked"))
     return findings
 
 
+_LAYOUT = 2
+"""Changes when the folders of a work tree do; ``src`` and ``out`` are those of a real build."""
+_RECIPE = "1"
+"""Changes when the same build would be read otherwise."""
+
+
 @dataclass(frozen=True)
-class _WorkTree:
+class WorkTree:
     """A work tree of a base, and a build of it, kept between validations."""
 
     git: trees.Git
@@ -877,15 +897,17 @@ class _WorkTree:
     build: Path
     onto: str
     seen: dict[tuple[str, str, tuple[str, ...]], tuple[Diagnostic, ...]]
+    results: Results
 
     @classmethod
-    def open(cls, base: Base, scratch: Path) -> _WorkTree:
+    def open(cls, base: Base, scratch: Path) -> WorkTree:
         """The work tree, as the base is; made anew where the base is another one."""
-        source, mark = scratch / "source", scratch / "base"
+        source, mark = scratch / "src", scratch / "base"
         repository = base.repository
         wanted = f"{base.name} {base.sources.resolve()}"
         if repository is not None:
             wanted = trees.Git(repository).text("rev-parse", "HEAD")
+        wanted = f"{_LAYOUT} {wanted}"
         if not (mark.is_file() and mark.read_text() == wanted):
             if scratch.exists():
                 remove(scratch)
@@ -903,7 +925,12 @@ class _WorkTree:
         git.run("reset", "--quiet", "--hard", trees.BASE_TAG, deadline_s=_BUILD_S)
         git.run("clean", "--quiet", "-ffdx", deadline_s=_BUILD_S)
         commit = git.text("rev-parse", f"{trees.BASE_TAG}^{{commit}}")
-        return cls(git, commit, scratch / "build", base.name, {})
+        results = Results(scratch.parent / "results").open()
+        return cls(git, commit, scratch / "out", base.name, {}, results)
+
+    def in_folder(self, name: str) -> WorkTree:
+        """The same sources with another build of them."""
+        return replace(self, build=self.build.with_name(name))
 
     def apply(self, candidate: Candidate, findings: list[Finding]) -> tuple[str, ...]:
         """The commits of a series on what it requires, alone on the base, up to one that fails.
@@ -937,7 +964,7 @@ class _WorkTree:
         """What a patch adds to the complaints of the build, and what could not be built."""
         touched = touched_files(patch.read_text(encoding="utf-8", errors="replace"))
         found = [
-            _build_finding(name, patch.name, one, "build")
+            build_finding(name, patch.name, one, "build")
             for one in self.new_of(setup, touched, before, after)
         ]
         if not self.seen_targets(setup, touched, after):
@@ -966,18 +993,43 @@ class _WorkTree:
     def seen_targets(
         self, setup: BuildSetup, touched: Sequence[Touched], commit: str
     ) -> tuple[str, ...]:
-        """The targets of touched files at a commit."""
+        """The targets of touched files at a commit, as they were found the first time."""
+        files = [[one.path, one.new, one.deleted] for one in touched]
+        ingredients = {**self._ingredients(setup, commit), "touched": files}
+        if (kept := self.results.get(ingredients)) is not None:
+            return tuple(kept)
         self._go(setup, commit)
-        return setup.targets(self.git.folder, self.build, touched)
+        found = setup.targets(self.git.folder, self.build, touched)
+        self.results.keep(ingredients, found)
+        return found
+
+    def _ingredients(self, setup: BuildSetup, commit: str) -> dict[str, str]:
+        contents = self.git.text("rev-parse", f"{commit}^{{tree}}")
+        return {"recipe": _RECIPE, "setup": setup.key(), "tree": contents}
 
     def _compile(
         self, setup: BuildSetup, targets: tuple[str, ...], commit: str
     ) -> tuple[Diagnostic, ...]:
         key = (setup.key(), commit, targets)
         if key not in self.seen:
-            self._go(setup, commit)
-            self.seen[key] = setup.compile(self.git.folder, self.build, targets)
+            self.seen[key] = self._compile_anew(setup, targets, commit)
         return self.seen[key]
+
+    def _compile_anew(
+        self, setup: BuildSetup, targets: tuple[str, ...], commit: str
+    ) -> tuple[Diagnostic, ...]:
+        """Build, or take what an earlier validation kept.
+
+        Errors are not kept: they may be those of a machine that was out of memory or disk.
+        """
+        ingredients = {**self._ingredients(setup, commit), "targets": list(targets)}
+        if (kept := self.results.get(ingredients)) is not None:
+            return tuple(Diagnostic(**one) for one in kept)
+        self._go(setup, commit)
+        found = setup.compile(self.git.folder, self.build, targets)
+        if not any(one.kind == "error" for one in found):
+            self.results.keep(ingredients, [asdict(one) for one in found])
+        return found
 
     def _go(self, setup: BuildSetup, commit: str) -> None:
         if self.git.text("rev-parse", "HEAD") != commit:
@@ -1027,7 +1079,7 @@ def checkpatch(base: Base, name: str, patch: Path) -> tuple[Finding, ...]:
     return judge_checkpatch(name, patch.name, remarks, text)
 
 
-def _build_finding(name: str, patch: str, one: Diagnostic, rule: str) -> Finding:
+def build_finding(name: str, patch: str, one: Diagnostic, rule: str) -> Finding:
     place = f"{one.file}:{one.line}: " if one.line else f"{one.file}: " if one.file else ""
     new = "new warning: " if one.kind == "warning" else "error: "
     return Finding(name, patch, rule, "error", f"{place}{new}{one.text}")

@@ -532,13 +532,45 @@ def test_fuzz_is_not_forgiven(world: World) -> None:
 def test_a_killed_validation_does_not_spoil_the_next(world: World) -> None:
     world.write({"one": [("a.c", "int x;"), ("new.c", "int y;")]})
     assert world.validate() == []
-    source = world.root / "scratch/linux/source"
+    shutil.rmtree(world.root / "scratch/results")
+    source = world.root / "scratch/linux/src"
     trees.Git(source).run("reset", "--quiet", "--hard", trees.BASE_TAG)
     (source / ".git/index.lock").write_text("")
     (source / ".git/rebase-apply").mkdir()
     (source / "a.c").write_text("WARN left\n")
     (source / "new.c").write_text("FAIL left\n")
     assert world.validate() == []
+
+
+def test_a_second_validation_builds_from_the_changed_patch_on(world: World) -> None:
+    files = ("a.c", "b.c", "c.c", "d.c")
+    world.write({"one": [(file, "int x;") for file in files]})
+    assert world.validate() == []
+    world.build.asked.clear()
+    assert world.validate() == []
+    assert world.build.asked == []
+    third = sorted((world.patches / "linux/one").glob("*.patch"))[2]
+    third.write_text(third.read_text().replace("+int x;", "+WARN x;"))
+    assert [(patch, text) for _, patch, _, text in world.validate()] == [
+        ("0003", "c.c:2: new warning: WARN x;")
+    ]
+    # The fourth one stands on the third: both of its sides are other trees now.
+    assert world.build.asked == [("c.c",), ("d.c",), ("d.c",)]
+
+
+def test_errors_are_not_kept(world: World) -> None:
+    world.write({"one": [("b.c", "FAIL x")]})
+    assert [rule for _, _, rule, _ in world.validate()] == ["build"]
+    world.build.asked.clear()
+    assert [rule for _, _, rule, _ in world.validate()] == ["build"]
+    assert world.build.asked == [("b.c",)]
+
+
+def test_another_configuration_is_built_again(world: World) -> None:
+    world.write({"one": [("b.c", "MENTION")]})
+    assert len(world.validate()) == 1
+    (world.patches / "linux/one/kernel.config").write_text("CONFIG_A=y\n")
+    assert [text for _, _, _, text in world.validate()] == ["b.c:2: new warning: CONFIG_A=y"]
 
 
 def test_another_base_makes_another_work_tree(world: World) -> None:
