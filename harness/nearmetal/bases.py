@@ -15,6 +15,7 @@ from .cache import Cache
 from .series import Series, TreeName
 from .settings import Settings
 from .sources import Source, obtain
+from .validation import full as validation
 
 SOURCES: dict[TreeName, str] = {
     "linux": "linux",
@@ -74,6 +75,7 @@ def run_validate(
     tree: TreeName | None,
     only: str | None,
     quick: bool,
+    full: bool = False,
 ) -> tuple[str, int]:
     """Validate a directory of patches: the text to print, and the exit status."""
     directory = patches or settings.repo / "patches"
@@ -89,4 +91,6 @@ def run_validate(
         scratch.mkdir(exist_ok=True)
         found = [*findings, *form.check_form(candidates)]
         found += validate.validate(candidates, needed, scratch, quick=quick)
+        if full:
+            found += validation.full(candidates, needed, scratch, found)
     return validate.render_findings(found, candidates), int(validate.exit_status(found))

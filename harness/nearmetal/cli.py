@@ -220,8 +220,15 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--tree", choices=series.TREES, help="the tree of a flat directory of patches")
     one.add_argument("--series", metavar="NAME", help="only this series")
-    one.add_argument(
+    extent = one.add_mutually_exclusive_group()
+    extent.add_argument(
         "--quick", action="store_true", help="leave out the build of all series stacked"
+    )
+    extent.add_argument(
+        "--full",
+        action="store_true",
+        help="also sparse, coccicheck, options off and on, built in, arm64 and i386, the"
+        " documentation, check-uapi and qtests (hours; a tool that is missing is an error)",
     )
     one.add_argument(
         "--onto",
@@ -528,6 +535,7 @@ def _validate(options: argparse.Namespace, conf: Settings) -> int:
         tree=options.tree,
         only=options.series,
         quick=options.quick,
+        full=options.full,
     )
     print(text)
     return status

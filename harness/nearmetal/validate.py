@@ -453,11 +453,11 @@ class LinuxBuild:
     def compile(self, source: Path, build: Path, targets: Sequence[str]) -> tuple[Diagnostic, ...]:
         """Build the targets with W=1; those whose sources do not exist are left out."""
         wanted = dict.fromkeys(built_with(source, target) for target in targets)
-        present = [target for target in wanted if _linux_source(source, target)]
+        present = [target for target in wanted if linux_source(source, target)]
         if not present:
             return ()
         for target in present:
-            _forget_objects(build, target)
+            forget_objects(build, target)
         done = self._make(source, build, ["W=1", "--keep-going", *present], check=False)
         return parse_build(done.stdout, source, build)
 
@@ -562,14 +562,14 @@ def built_with(source: Path, target: str) -> str:
     return target
 
 
-def _linux_source(source: Path, target: str) -> bool:
+def linux_source(source: Path, target: str) -> bool:
     if target.endswith("/"):
         return (source / target).is_dir()
     stem = source / target
     return any(stem.with_suffix(suffix).is_file() for suffix in (".c", ".S"))
 
 
-def _forget_objects(build: Path, target: str) -> None:
+def forget_objects(build: Path, target: str) -> None:
     """Remove what make would not build again, and so say nothing about."""
     folders = [target] if target.endswith("/") else []
     if target == "arch/x86/kvm/":
@@ -975,7 +975,7 @@ class WorkTree:
 
     def lost_options(self, setup: BuildSetup, name: str, commit: str) -> list[Finding]:
         """The options of a whole series that its kernel's configuration does not take."""
-        self._go(setup, commit)
+        self.go(setup, commit)
         return [
             Finding(name, "", "kernel.config", "error", f"the configuration drops {line}")
             for line in setup.lost_options(self.build)
@@ -998,7 +998,7 @@ class WorkTree:
         ingredients = {**self._ingredients(setup, commit), "touched": files}
         if (kept := self.results.get(ingredients)) is not None:
             return tuple(kept)
-        self._go(setup, commit)
+        self.go(setup, commit)
         found = setup.targets(self.git.folder, self.build, touched)
         self.results.keep(ingredients, found)
         return found
@@ -1025,13 +1025,14 @@ class WorkTree:
         ingredients = {**self._ingredients(setup, commit), "targets": list(targets)}
         if (kept := self.results.get(ingredients)) is not None:
             return tuple(Diagnostic(**one) for one in kept)
-        self._go(setup, commit)
+        self.go(setup, commit)
         found = setup.compile(self.git.folder, self.build, targets)
         if not any(one.kind == "error" for one in found):
             self.results.keep(ingredients, [asdict(one) for one in found])
         return found
 
-    def _go(self, setup: BuildSetup, commit: str) -> None:
+    def go(self, setup: BuildSetup, commit: str) -> None:
+        """Check a commit out, and configure its build where that is needed."""
         if self.git.text("rev-parse", "HEAD") != commit:
             self.git.run("reset", "--quiet", "--hard", commit, deadline_s=_BUILD_S)
         configured = self.build / "configured-for"
