@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import builds, form, trees, validate
+from . import builds, form, identity, trees, validate
 from .cache import Cache
 from .series import Series, TreeName
 from .settings import Settings
@@ -67,6 +67,28 @@ def setup(settings: Settings, cache: Cache, tree: TreeName) -> validate.BuildSet
     return None
 
 
+def _is_given(settings: Settings, tree: TreeName) -> bool:
+    """Whether the user named the sources: he may well try a series on another version."""
+    return (settings.linux_tree if tree == "linux" else settings.qemu_tree) is not None
+
+
+def _versions(
+    candidates: Sequence[validate.Candidate], tree: TreeName, version: str, *, given: bool
+) -> list[validate.Finding]:
+    """The series whose ``base:`` in series.yaml is not the version of the sources."""
+    return [
+        validate.Finding(
+            one.series.label,
+            "",
+            "base",
+            "note" if given else "error",
+            f"series.yaml says that it is made for {one.series.base}, the sources are {version}",
+        )
+        for one in candidates
+        if one.ours and one.series.tree == tree and not identity.fits(version, one.series.base)
+    ]
+
+
 def run_validate(
     settings: Settings,
     cache: Cache,
@@ -79,10 +101,13 @@ def run_validate(
 ) -> tuple[str, int]:
     """Validate a directory of patches: the text to print, and the exit status."""
     directory = patches or settings.repo / "patches"
-    candidates, findings = validate.find_candidates(directory, tree=tree, only=only)
+    candidates, early = validate.find_candidates(directory, tree=tree, only=only)
+    findings = list(early)
     needed = {}
     for name in validate.trees_needed(candidates):
         source, repo = repository(settings, cache, name)
+        version = identity.version_in(name, source.folder)
+        findings += _versions(candidates, name, version, given=_is_given(settings, name))
         needed[name] = validate.Base(
             name, source.folder, source.version, repo, setup(settings, cache, name)
         )

@@ -1057,7 +1057,7 @@ def checkpatch(base: Base, name: str, patch: Path) -> tuple[Finding, ...]:
     script = base.sources / "scripts" / "checkpatch.pl"
     if not script.is_file():
         text = f"{base.name} has no scripts/checkpatch.pl"
-        return (Finding(name, patch.name, "checkpatch", "note", text),)
+        return (Finding(name, patch.name, "checkpatch", "error", text),)
     words = ["--strict", "--terse", "--no-summary", "--color=never"]
     if base.tree == "linux":
         words += ["--show-types", "--patch"]
