@@ -515,6 +515,7 @@ _LINUX_HEADERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"/perf_event[^/]*\.h$|^arch/x86/events/", ("arch/x86/events/", "arch/x86/kvm/")),
     (r"/vfio[^/]*\.h$|^drivers/vfio/", ("drivers/vfio/",)),
     (r"/iommu[^/]*\.h$|^drivers/iommu/", ("drivers/iommu/", "drivers/vfio/")),
+    (r"^arch/x86/(?:include/asm/)?pci", ("arch/x86/pci/",)),
     (r"/pci[^/]*\.h$|^drivers/pci/", ("drivers/pci/", "drivers/vfio/")),
     (r"^include/|^arch/x86/include/", ("arch/x86/kvm/", "drivers/vfio/", "drivers/pci/")),
 )

@@ -193,6 +193,7 @@ def test_the_objects_of_linux() -> None:
     assert targets("include/linux/vfio.h") == ("drivers/vfio/",)
     assert targets("include/uapi/linux/kvm.h") == ("arch/x86/kvm/",)
     assert targets("include/linux/pci.h") == ("drivers/pci/", "drivers/vfio/")
+    assert targets("arch/x86/include/asm/pci_x86.h") == ("arch/x86/pci/",)
     assert targets("include/linux/mm.h") == ("arch/x86/kvm/", "drivers/vfio/", "drivers/pci/")
     assert targets("tools/testing/selftests/kvm/x.c", "Documentation/x.rst", "MAINTAINERS") == ()
     assert targets("arch/arm64/kvm/arm.c") == ()
