@@ -460,7 +460,7 @@ def qemu(settings: Settings, cache: Cache, source: Source, *, patches: Sequence[
         proc.run(["strip", "--strip-debug", work / "qemu-system-x86_64"], deadline_s=60)
         firmware = work / "firmware"
         firmware.mkdir()
-        for name in ("kvmvapic.bin", "linuxboot_dma.bin", "linuxboot.bin", "multiboot_dma.bin"):
+        for name in ("kvmvapic.bin", "linuxboot_dma.bin", "multiboot_dma.bin"):
             shutil.copy(out / "pc-bios" / "optionrom" / name, firmware / name)
         for name in ("bios-256k.bin", "bios.bin"):
             shutil.copy(Path("/usr/share/seabios") / name, firmware / name)

@@ -14,6 +14,7 @@ leaves nothing behind that looks finished.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -173,7 +174,9 @@ class Cache:
             except OSError as error:
                 raise EnvironmentBroken(
                     f"{what}: {error.strerror or error} ({error.filename or work})",
-                    hint="free some disk ('nearmetal cache --prune'), or use --cache-dir",
+                    hint="free some disk ('nearmetal cache --prune'), or use --cache-dir"
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                    else None,
                 ) from None
             meta = {
                 "kind": kind,
