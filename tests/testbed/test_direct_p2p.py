@@ -310,12 +310,19 @@ def extended_capability(config: bytes, wanted: int) -> int:
     raise MeasurementError(f"there is no extended capability {wanted:#x}")
 
 
-def debug_kernel(conf: Settings, cache: Cache, config: variants.Config) -> builds.Kernel:
-    """The variant's kernel with KASAN, lockdep and KUnit."""
+def kernel_with(
+    conf: Settings, cache: Cache, config: variants.Config, fragment: str
+) -> builds.Kernel:
+    """The variant's kernel with a fragment of guest-images/kernel laid over its configuration."""
     linux = sources.obtain(conf, cache, "linux")
     folder = conf.repo / "guest-images" / "kernel"
-    fragments = (folder / "base.config", folder / "debug.config")
+    fragments = (folder / "base.config", folder / fragment)
     return builds.kernel(conf, cache, linux, patches=config.linux_patches, fragments=fragments)
+
+
+def debug_kernel(conf: Settings, cache: Cache, config: variants.Config) -> builds.Kernel:
+    """The variant's kernel with KASAN, lockdep and KUnit."""
+    return kernel_with(conf, cache, config, "debug.config")
 
 
 @contextmanager

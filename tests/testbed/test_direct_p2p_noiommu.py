@@ -3,7 +3,8 @@
 
 With ``enable_unsafe_noiommu_mode`` VFIO lets functions that no IOMMU is responsible for be bound
 to an iommufd context all the same. They must not have the feature: nothing can own their DMA, and
-what takes ownership of a function dereferences what such a function doesn't have.
+what takes ownership of a function dereferences what such a function doesn't have. The kernel is one
+of its own (noiommu.config).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from nearmetal.errors import MeasurementError
 from nearmetal.host import Host
 from nearmetal.settings import Settings
 
-pytestmark = pytest.mark.testbed
+pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 
 UNSAFE = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
 DIED = "the host died of a claim of functions without an IOMMU"
@@ -36,6 +37,9 @@ def unprotected(
 ) -> Iterator[Host]:
     """An emulated host without an IOMMU; a user of VFIO may have two functions nevertheless."""
     made = run.build_all(conf, cache, [config], with_testbed=True)
+    made.kernels[config.linux_patches] = isolation.kernel_with(
+        conf, cache, config, "noiommu.config"
+    )
     with (
         cache.lock("testbed"),
         run.host_for(conf, cache, made, config, None, logs, iommu=False) as host,
@@ -80,7 +84,6 @@ def test_what_has_no_iommu_is_not_claimed(machine: Host) -> None:
     has_no_feature(machine)
 
 
-@pytest.mark.nightly
 def test_selftest_passes(conf: Settings, cache: Cache, machine: Host) -> None:
     """The kernel's own, which skips all that needs an IOMMU."""
     functions = [machine.p2p[name] for name in ("peer", "disk")]
