@@ -23,6 +23,7 @@ Result = Literal["applies", "merges", "conflicts", "is there"]
 
 _LONG_S = 3600.0
 _SHOWN = 60
+_FILES_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Conflict:
     """Where a patch conflicts with a file.
 
     ``line`` is that of the first conflict in the merged file with its marks, ``count`` how many
-    there are, ``here`` and ``patch`` the first lines of both sides. Without lines ``why`` says
-    what is wrong with the whole file.
+    there are. ``here`` and ``patch`` say how the two sides differ from the base in the first one:
+    the first line that a side adds (``+``), or else the first that it has not (``-``). Without
+    ``line``, ``why`` says what is wrong with the whole file.
     """
 
     file: str
@@ -45,9 +47,7 @@ class Conflict:
         if not self.line:
             return f"{self.file}: {self.why}"
         more = f", {self.count} places" if self.count > 1 else ""
-        return (
-            f"{self.file}:{self.line}{more}: here {_quoted(self.here)}, patch {_quoted(self.patch)}"
-        )
+        return f"{self.file}:{self.line}{more}: here {_cut(self.here)}  patch {_cut(self.patch)}"
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,8 @@ class Commit:
     commit: str
 
 
-def _quoted(line: str) -> str:
-    text = " ".join(line.split())
-    if not text:
-        return "nothing"
-    return f"'{text if len(text) <= _SHOWN else text[: _SHOWN - 3] + '...'}'"
+def _cut(line: str) -> str:
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
 
 
 # -- a repository that sees both trees
@@ -95,6 +92,7 @@ def work_repository(folder: Path, stores: Sequence[Path]) -> Git:
     (inside / "objects/info/alternates").write_text(lines)
     (inside / "info/sparse-checkout").write_text("/no-file-at-all\n")
     git.run("config", "core.sparseCheckout", "true")
+    git.run("config", "merge.conflictStyle", "diff3")
     return git
 
 
@@ -243,29 +241,37 @@ def conflicts_of(git: Git, said: str) -> tuple[Conflict, ...]:
 
 
 def first_conflict(path: str, text: str) -> Conflict | None:
-    """The first conflict that is marked in a merged file, and how many there are."""
+    """The first conflict that is marked (diff3) in a merged file, and how many there are."""
     lines = text.splitlines()
     starts = [place for place, line in enumerate(lines) if line.startswith("<<<<<<< ")]
     if not starts:
         return None
-    sides: list[list[str]] = [[], []]
-    side = 0
+    here: list[str] = []
+    base: list[str] = []
+    patch: list[str] = []
+    side = here
     for line in lines[starts[0] + 1 :]:
         if line.startswith(">>>>>>> "):
             break
-        if line == "=======":
-            side = 1
-            continue
-        sides[side].append(line)
-    here, patch = sides
-    # the lines that both have first say nothing
-    while here and patch and here[0] == patch[0]:
-        here, patch = here[1:], patch[1:]
-    return Conflict(path, starts[0] + 1, len(starts), _first(here), _first(patch))
+        if line.startswith("||||||| "):
+            side = base
+        elif line == "=======":
+            side = patch
+        else:
+            side.append(line)
+    return Conflict(
+        path, starts[0] + 1, len(starts), _difference(base, here), _difference(base, patch)
+    )
 
 
-def _first(lines: Sequence[str]) -> str:
-    return next((line.strip() for line in lines if line.strip()), "")
+def _difference(base: Sequence[str], side: Sequence[str]) -> str:
+    """The first line that a side has more than the base, or else less."""
+    for sign, ours, others in (("+", side, base), ("-", base, side)):
+        known = {line.strip() for line in others}
+        for line in ours:
+            if line.strip() and line.strip() not in known:
+                return f"{sign}{' '.join(line.split())}"
+    return "(order or space)"
 
 
 def _why(path: str, stages: Mapping[int, tuple[str, str]], said: str) -> str:
@@ -301,15 +307,21 @@ def render(tried: Sequence[Tried], base: Mapping[str, str], target: str) -> str:
         lines.append(f"{name} (made for {base[name]}) onto {target}: {summary(mine)}")
         for one in mine:
             lines.append(f"  {one.number:2} {_WORDS[one.result]:{width}}  {one.subject}")
-            lines += [f"       {conflict}" for conflict in one.conflicts]
+            lines += [f"       {conflict}" for conflict in one.conflicts[:_FILES_SHOWN]]
+            if len(one.conflicts) > _FILES_SHOWN:
+                lines.append(f"       and {len(one.conflicts) - _FILES_SHOWN} more files")
         lines.append("")
     lines.append(
-        "applies: as git am does it. three-way merge: as git cherry-pick does it, with the base's"
-        " files at hand."
+        "applies: git am takes it. three-way merge: git cherry-pick takes it, where the base's"
+        " files are at hand."
     )
     if any(one.result == "conflicts" for one in tried):
         lines.append(
-            "conflict: what comes after it was tried as if it were resolved as the patch has it."
+            "conflict: the line in the merged file, what this tree and what the patch has there"
+            " more (+) or less (-)"
+        )
+        lines.append(
+            "than the base; the patches behind it are tried as if it were resolved for the patch."
         )
     return "\n".join(lines)
 

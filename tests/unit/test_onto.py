@@ -125,7 +125,7 @@ def test_each_result(tmp_path: Path, place: Path) -> None:
         (5, "conflicts"),
     ]
     assert found[0].subject == "hw: Change a, with what is below"
-    assert found[2].conflicts == (Conflict("hw/c.c", 31, 2, "int here_30;", "int patched_30;"),)
+    assert found[2].conflicts == (Conflict("hw/c.c", 31, 2, "+int here_30;", "+int patched_30;"),)
     assert found[4].conflicts == (
         Conflict("hw/gone.c", why="the patch changes it, and it is not in this tree"),
     )
@@ -167,7 +167,7 @@ def test_what_is_there_already_is_told(tmp_path: Path, place: Path) -> None:
         "applies",
         "conflicts",
     ]
-    assert found[2].conflicts[0] == Conflict("hw/c.c", 51, 1, "int here_50;", "int patched_50;")
+    assert found[2].conflicts[0] == Conflict("hw/c.c", 51, 1, "+int here_50;", "+int patched_50;")
 
 
 def test_a_series_that_is_broken_is_not_tried(tmp_path: Path, place: Path) -> None:
@@ -178,25 +178,29 @@ def test_a_series_that_is_broken_is_not_tried(tmp_path: Path, place: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("here", "base", "patch", "wanted"),
     [
-        ("a\n<<<<<<< HEAD\n  x\n=======\n>>>>>>> y\n", Conflict("f", 2, 1, "x", "")),
-        (
-            "<<<<<<< HEAD\nsame\n\nx\n=======\nsame\ny\n>>>>>>> y\n"
-            "<<<<<<< HEAD\n=======\n>>>>>>> y",
-            Conflict("f", 1, 2, "x", "y"),
-        ),
-        ("nothing\n", None),
+        ("  x\n", "", "", ("+x", "(order or space)")),
+        ("a\n\nb\n", "a\nc\n", "a\n\nc\nd\n", ("+b", "+d")),
+        ("a\n", "a\nc\n", "c\na\n", ("-c", "(order or space)")),
+        ("\ta\n", "a\n", "\n", ("(order or space)", "-a")),
     ],
 )
-def test_the_first_conflict_of_a_file(text: str, wanted: Conflict | None) -> None:
-    assert onto.first_conflict("f", text) == wanted
+def test_the_first_conflict_of_a_file(
+    here: str, base: str, patch: str, wanted: tuple[str, str]
+) -> None:
+    text = f"1\n<<<<<<< H\n{here}||||||| b\n{base}=======\n{patch}>>>>>>> p\n"
+    assert onto.first_conflict("f", f"{text}{text}") == Conflict("f", 2, 2, *wanted)
+    assert onto.first_conflict("f", "nothing\n") is None
 
 
 def test_conflicts_in_words() -> None:
-    assert str(Conflict("f.c", 3, 2, "a  b", "")) == "f.c:3, 2 places: here 'a b', patch nothing"
+    assert str(Conflict("f.c", 3, 2, "+a b", "-c")) == "f.c:3, 2 places: here +a b  patch -c"
     assert str(Conflict("f.c", why="it is gone")) == "f.c: it is gone"
     assert len(str(Conflict("f.c", 3, 1, "x" * 200, "y" * 200))) < 160
+    many = tuple(Conflict(f"{number}.c", why="gone") for number in range(9))
+    text = onto.render([Tried("s", 1, "p", "t", "conflicts", many)], {"s": "b"}, "x")
+    assert "5.c: gone\n       and 3 more files\n" in text and "6.c" not in text
 
 
 # -- the command
@@ -229,7 +233,7 @@ qemu/fits (made for qemu 11.1.1) onto qemu 10.2.2: 2 apply, 1 by three-way merge
    1 applies          hw: Change a, with what is below
    2 three-way merge  hw: Change b next to a line that others changed
    3 conflict         hw: Change c where others changed it
-       hw/c.c:31, 2 places: here 'int here_30;', patch 'int patched_30;'
+       hw/c.c:31, 2 places: here +int here_30;  patch +int patched_30;
    4 applies          hw: Change c again
    5 conflict         hw: Change what others removed
        hw/gone.c: the patch changes it, and it is not in this tree
