@@ -218,7 +218,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a directory of patches (default: patches/ in the repository)",
     )
-    one.add_argument("--tree", choices=series.TREES, help="the tree of a flat directory of patches")
+    one.add_argument(
+        "--tree",
+        choices=series.TREES,
+        help="only the series for this tree; a folder that holds patches alone needs it",
+    )
     one.add_argument("--series", metavar="NAME", help="only this series")
     extent = one.add_mutually_exclusive_group()
     extent.add_argument(
@@ -230,19 +234,19 @@ def parser() -> argparse.ArgumentParser:
         help="also sparse, coccicheck, options off and on, built in, arm64 and i386, the"
         " documentation, check-uapi and qtests (hours; a tool that is missing is an error)",
     )
-    one.add_argument(
+    extent.add_argument(
         "--onto",
         metavar="TREE",
-        help="instead of validating, say which patches fit another tree: a git tree (its HEAD), a"
-        " folder, a tarball, or a release such as 10.2; nothing is built",
+        help="instead: try the patches on another tree, and say of each whether it applies, merges"
+        " three ways, or conflicts and where. TREE is a git tree (its HEAD is taken), a folder or"
+        " a tarball of Linux or QEMU, or a release, such as 10.2. Nothing is built, and nothing is"
+        " written to TREE",
     )
-    one.add_argument(
-        "--json", action="store_true", help="with --onto: the results as JSON, for programs"
-    )
+    one.add_argument("--json", action="store_true", help="with --onto: print JSON, for programs")
     one.add_argument(
         "--fail-on-conflict",
         action="store_true",
-        help="with --onto: exit status 1 if a patch conflicts (default: 0 whatever fits)",
+        help="with --onto: exit status 1 if a patch conflicts (otherwise 0)",
     )
 
     one = command(
@@ -527,7 +531,10 @@ def _validate(options: argparse.Namespace, conf: Settings) -> int:
         print(text)
         return status
     if options.json or options.fail_on_conflict:
-        raise UsageError("--json and --fail-on-conflict go with --onto")
+        raise UsageError(
+            "--json and --fail-on-conflict say how --onto ends",
+            hint="add --onto TREE, or leave them out",
+        )
     text, status = bases.run_validate(
         conf,
         Cache(conf.cache_dir).open(),

@@ -78,6 +78,11 @@ def version_in(tree: TreeName, folder: Path) -> str:
     return version
 
 
+def missing_in(tree: TreeName, has: Callable[[str], bool]) -> str | None:
+    """A file that a tree of that project has and this one has not, by ``has``; None: it is one."""
+    return next((name for name in _MARKS[tree].files if not has(name)), None)
+
+
 def fits(version: str, wanted: str) -> bool:
     """Whether a version is in the range ``wanted``: "7.3" means 7.3, 7.3-rc1 and 7.3.y."""
     return re.match(rf"{re.escape(wanted)}(?!\d)", version) is not None

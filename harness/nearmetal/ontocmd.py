@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import bases, onto, ui, validate
+from . import bases, identity, onto, ui, validate
 from .cache import Cache, remove
 from .errors import Exit, UsageError
 from .onto import Commit, Tried
@@ -19,8 +19,7 @@ from .settings import Settings
 from .sources import Source, known_releases, obtain, obtain_release
 from .trees import Git
 
-_MARKS = {"linux": "include/linux/kernel.h", "qemu": "qemu-options.hx"}
-"""A file that a tree of that name has, and no tree of another one."""
+_NAMES: tuple[TreeName, ...] = ("linux", "qemu")
 
 _VERSION = re.compile(r"^(?:(?P<name>linux|qemu)[-_ ]?)?v?(?P<version>\d+(?:\.\d+)+)$")
 
@@ -50,50 +49,48 @@ def _own(settings: Settings, cache: Cache, path: Path) -> Target:
         commit = git.ask("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
         if commit is None:
             raise UsageError(f"{path} has no commit at HEAD", hint="check one out")
-        found = [
-            name
-            for name, file in _MARKS.items()
-            if git.ask("cat-file", "-e", f"HEAD:{file}") is not None
-        ]
-        name = _one_of(found, path)
+        name = _one_of(lambda file: git.ask("cat-file", "-e", f"HEAD:{file}") is not None, path)
         if git.text("status", "--porcelain", "--untracked-files=no"):
             ui.warn(f"{path} has changes that are not committed; the series are tried on its HEAD")
         words = git.ask("describe", "--always", "--tags") or commit[:12]
         objects = git.text("rev-parse", "--path-format=absolute", "--git-path", "objects")
         return Target(name, Commit(f"{path} ({words})", Path(objects), commit))
     if path.is_dir():
-        name = _one_of([one for one, file in _MARKS.items() if (path / file).is_file()], path)
+        name = _one_of(lambda file: (path / file).is_file(), path)
     else:
-        name = _one_of(_in_tarball(path), path)
+        inside = _in_tarball(path)
+        name = _one_of(lambda file: file in inside, path)
     own = (
         replace(settings, linux_tree=path) if name == "linux" else replace(settings, qemu_tree=path)
     )
     return _as_commit(cache, obtain(own, cache, name), f"{path}")
 
 
-def _in_tarball(path: Path) -> list[str]:
+def _in_tarball(path: Path) -> set[str]:
+    """The names of the files in a tarball, without the folder that all are in."""
     try:
         with tarfile.open(path) as archive:
-            names = {member.name.partition("/")[2] for member in archive}
+            return {member.name.removeprefix("./").partition("/")[2] for member in archive}
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UsageError(
             f"{path} is no tarball: {error}",
             hint="name a git tree, a folder, a tarball or a release",
         ) from None
-    return [name for name, file in _MARKS.items() if file in names]
 
 
-def _one_of(found: Sequence[str], path: Path) -> str:
-    if len(found) != 1:
-        raise UsageError(
-            f"{path} is a tree of neither Linux nor QEMU",
-            hint=f"a tree of Linux has {_MARKS['linux']}, one of QEMU {_MARKS['qemu']}",
-        )
-    return found[0]
+def _one_of(has: Callable[[str], bool], path: Path) -> str:
+    lacks = {name: identity.missing_in(name, has) for name in _NAMES}
+    for name, file in lacks.items():
+        if file is None:
+            return name
+    words = ", or ".join(f"of {name}: it has no {file}" for name, file in lacks.items())
+    raise UsageError(
+        f"{path} is no tree {words}", hint="name the top folder of a tree of Linux or QEMU"
+    )
 
 
 def _release(settings: Settings, cache: Cache, where: str, tree: TreeName | None) -> Target:
-    known = [one for one in known_releases() if one[0] in _MARKS]
+    known = [one for one in known_releases() if one[0] in _NAMES]
     listed = ", ".join(f"{name} {version}" for name, version in known)
     match = _VERSION.match(where)
     if match is None:

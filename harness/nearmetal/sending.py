@@ -181,10 +181,16 @@ _HEADING = re.compile(r"(?i)^change(?:s|log)\b.*:\s*$")
 _OF_PATCHES = re.compile(r"(?i)^[-*] patch(?:es)? (?P<numbers>\d[\d, -]*): *(?P<text>.*)$")
 
 
+_BEHIND = re.compile(r"\n\n---\n|\n---\n(?=[Cc]hange)")
+
+
 def split_changes(text: str) -> tuple[str, str]:
-    """A cover letter's text, and what stands behind its first line ``---``, as b4 keeps it."""
-    body, _, changes = f"{text.rstrip()}\n".partition("\n---\n")
-    return body.rstrip() + "\n", changes.strip()
+    """A cover letter's text, and what stands behind its line ``---``, as b4 keeps it.
+
+    That line has a blank one before it (or changes below it): it underlines no title.
+    """
+    body, *rest = _BEHIND.split(f"{text.rstrip()}\n", maxsplit=1)
+    return body.rstrip() + "\n", "".join(rest).strip()
 
 
 def section_of(changes: str, revision: int) -> str:

@@ -34,6 +34,7 @@ def base_sources(folder: Path) -> Path:
     save(folder, "qemu-options.hx", ["x"])
     save(folder, "VERSION", ["11.1.1"])
     save(folder, "configure", ["x"])
+    save(folder, "qapi/qapi-schema.json", ["x"])
     for name in ("a.c", "b.c", "c.c", "gone.c"):
         save(folder, f"hw/{name}", LINES)
     return folder
@@ -303,7 +304,7 @@ def test_a_folder_and_a_tarball(conf: Settings, tmp_path: Path) -> None:
 def test_trees_that_are_none(conf: Settings, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match="a tree of neither Linux nor QEMU"):
+    with pytest.raises(UsageError, match=r"no tree of linux: it has no Kbuild, or of qemu: it"):
         run(conf, str(tmp_path / "empty"))
     with pytest.raises(UsageError, match="is no tarball"):
         run(conf, str(tmp_path / "file"))
@@ -321,12 +322,12 @@ def test_trees_that_are_none(conf: Settings, tmp_path: Path) -> None:
 
 def test_a_series_for_another_tree(conf: Settings) -> None:
     linux = conf.repo / "linux"
-    save(linux, "include/linux/kernel.h", ["x"])
-    save(linux, "Kconfig", ["x"])
+    for name in ("Kbuild", "init/main.c", "Makefile", "Kconfig"):
+        save(linux, name, ["x"])
     with pytest.raises(UsageError, match="fits has no patches for linux, and"):
         run(replace(conf, linux_tree=linux), str(linux))
 
 
 def test_words_that_need_onto(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["validate", "--json", "--cache-dir", str(tmp_path)]) == 2
-    assert "go with --onto" in capsys.readouterr().err
+    assert "add --onto TREE" in capsys.readouterr().err

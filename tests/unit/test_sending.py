@@ -222,6 +222,20 @@ def test_a_revision_must_say_what_changed(tmp_path: Path, place: Path, changes: 
     assert "'Changes in v2:'" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("T\n\nWhy\n---\nIt is.\n", ""),
+        ("T\n\nWhy\n---\nIt is.\n\n---\nChanges in v2:\n- x\n", "Changes in v2:\n- x"),
+        ("T\n\nIt is.\n---\nChanges in v2:\n- x\n---\ny\n", "Changes in v2:\n- x\n---\ny"),
+    ],
+)
+def test_a_title_of_three_letters_is_no_end(text: str, changes: str) -> None:
+    body, found = sending.split_changes(text)
+    assert found == changes
+    assert body.endswith("It is.\n")
+
+
 def test_numbers_of_patches() -> None:
     section = "- patches 1-2, 4: a\n* patch 3: b\n  c\n- d\n  e"
     assert [sending.changes_of_patch(section, number) for number in range(1, 6)] == [
