@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
 
 from . import proc, requires, trees, ui
-from .cache import key_of, remove
+from .cache import key_of, remove, sha256_file
 from .catalogue import nearest
 from .errors import Exit, NearmetalError, UsageError
 from .kconfig import lost_options
@@ -885,8 +885,14 @@ def _validate_stack(
 
 _LAYOUT = 2
 """Changes when the folders of a work tree do; ``src`` and ``out`` are those of a real build."""
-_RECIPE = "1"
-"""Changes when the same build would be read otherwise."""
+
+
+@functools.cache
+def _recipe() -> str:
+    """Changes with the code that chooses what is built and reads what is said of it."""
+    here = Path(__file__).parent
+    code = [here / "validate.py", *sorted((here / "validation").glob("*.py"))]
+    return key_of({path.name: sha256_file(path) for path in code})
 
 
 @dataclass(frozen=True)
@@ -1006,7 +1012,7 @@ class WorkTree:
 
     def _ingredients(self, setup: BuildSetup, commit: str) -> dict[str, str]:
         contents = self.git.text("rev-parse", f"{commit}^{{tree}}")
-        return {"recipe": _RECIPE, "setup": setup.key(), "tree": contents}
+        return {"recipe": _recipe(), "setup": setup.key(), "tree": contents}
 
     def _compile(
         self, setup: BuildSetup, targets: tuple[str, ...], commit: str
