@@ -94,6 +94,25 @@ _AROUND: tuple[tuple[str, tuple[str, ...]], ...] = (
 """Tests that QEMU has for the code in a folder, beside those that a series brings."""
 
 
+_FIRMWARE = (Path("/usr/share/seabios"), Path("/usr/lib/ipxe/qemu"))
+_NEEDS = (
+    Need("SeaBIOS", "seabios", (_FIRMWARE[0] / "bios-256k.bin").is_file),
+    Need("ROMs of network cards", "ipxe-qemu", (_FIRMWARE[1] / "efi-e1000.rom").is_file),
+)
+
+
+def _link_firmware(build: Path) -> None:
+    """Put Debian's firmware where a QEMU in its build folder looks: its source has none."""
+    target = build / "qemu-bundle" / "usr" / "share" / "qemu"
+    target.mkdir(parents=True, exist_ok=True)
+    for folder in _FIRMWARE:
+        for path in folder.glob("*.[br][io][nm]"):
+            link = target / path.name
+            if not link.exists():
+                link.unlink(missing_ok=True)
+                link.symlink_to(path)
+
+
 def qtests(touched: Sequence[Touched]) -> tuple[str, ...]:
     """The qtests for touched files: the touched ones, and those that know the folder."""
     found: dict[str, None] = {}
@@ -121,6 +140,8 @@ def run_qtests(
     if not isinstance(setup, QemuBuild) or not names:
         return []
     label = candidate.series.label
+    if missing := [need for need in _NEEDS if not need.is_met()]:
+        return not_run(label, QTEST_RULE, missing)
     here = work.in_folder("out")
     failed = _run(setup, here, after, names)
     if not failed:
@@ -157,6 +178,7 @@ def _run(setup: QemuBuild, work: WorkTree, commit: str, names: Sequence[str]) ->
     if done.status != 0:
         lines = [line for line in done.stdout.splitlines() if "error" in line.lower()]
         return dict.fromkeys(here, f"does not build: {lines[0] if lines else 'ninja failed'}")
+    _link_firmware(work.build)
     return {name: said for name in here if (said := _one(work.build, name))}
 
 
