@@ -57,6 +57,33 @@ def test_sparse_is_read_as_a_compiler_is() -> None:
     ]
 
 
+def test_what_coccinelle_reports_is_read_without_the_change_that_it_proposes() -> None:
+    (found,) = tools.parse_cocci(recorded("coccinelle.txt"))
+    text = "WARNING: NULL check before some freeing functions is not needed."
+    assert found == Diagnostic("arch/x86/pci/common.c", 743, "warning", text)
+
+
+def test_what_the_kernels_documentation_says_is_read() -> None:
+    found = tools.parse_sphinx(recorded("sphinx-linux.txt"), Path("/scratch/src"))
+    assert [(one.file, one.line, one.text) for one in found] == [
+        (
+            "Documentation/arch/x86/orc-unwinder.rst",
+            183,
+            "Explicit markup ends without a blank line; unexpected unindent.",
+        ),
+        (
+            "Documentation/arch/x86/orc-unwinder.rst",
+            189,
+            "toctree contains reference to nonexisting document 'nowhere'",
+        ),
+        (
+            "Documentation/arch/x86/orc-unwinder.rst",
+            194,
+            "Bullet list ends without a blank line; unexpected unindent.",
+        ),
+    ]
+
+
 def test_reports_of_coccinelle_are_read() -> None:
     output = (
         "./drivers/pci/a.c:12:2-10: WARNING: opportunity for  str_yes_no(x)\n"
