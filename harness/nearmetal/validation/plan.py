@@ -18,10 +18,26 @@ from .linux import FolderBuild, Symbol, lines_off, lines_on, own_symbols
 from .stage import Need, Stage
 from .tools import Coccinelle, KernelDoc, LinuxDocuments, QemuDocuments
 
+_ARM64_PACKAGE = "gcc-aarch64-linux-gnu, with gcc-N-multilib of your gcc's number beside it"
 _NO_CODE = ("Documentation/", "tools/", "scripts/", "samples/", "usr/")
 
 SPHINX = Need("sphinx-build", "python3-sphinx")
 ARM64 = "aarch64-linux-gnu-"
+
+
+@functools.cache
+def arm64_compiler() -> str | None:
+    """A gcc for arm64, by its number where there is no plain one, or None.
+
+    Debian's cross compilers remove gcc-multilib, which the option ROMs of QEMU want; the package
+    gcc-12-multilib, which it depends on, stays if it is asked for.
+    """
+    if shutil.which(f"{ARM64}gcc"):
+        return f"{ARM64}gcc"
+    for version in range(30, 9, -1):
+        if shutil.which(f"{ARM64}gcc-{version}"):
+            return f"{ARM64}gcc-{version}"
+    return None
 
 
 def _in(pattern: str) -> Callable[[Touched], bool]:
@@ -134,6 +150,7 @@ class _Linux:
         )
 
     def _machines(self) -> tuple[Stage, ...]:
+        program = arm64_compiler() or f"{ARM64}gcc"
         arm64 = self.build(
             fragment=Path(str(files("nearmetal") / "data" / "arm64.config")),
             arch="arm64",
@@ -141,15 +158,15 @@ class _Linux:
             make_arguments=(
                 "ARCH=arm64",
                 f"CROSS_COMPILE={ARM64}",
-                f"CC=ccache {ARM64}gcc",
+                f"CC=ccache {program}",
             ),
-            tools=(f"{ARM64}gcc",),
+            tools=(program,),
         )
         i386 = self.build(
             make_arguments=("ARCH=i386", *self.plain.make_arguments),
             over="CONFIG_64BIT=n\n" + lines_on(self.symbols, modules=True),
         )
-        compiler = Need(f"{ARM64}gcc", "gcc-aarch64-linux-gnu")
+        compiler = Need(f"{ARM64}gcc", _ARM64_PACKAGE, lambda: arm64_compiler() is not None)
         return (
             Stage("arm64", arm64, "full-arm64", _ELSEWHERE, (compiler,)),
             Stage("i386", i386, "full-i386", _ON_X86),
