@@ -200,8 +200,22 @@ def parser() -> argparse.ArgumentParser:
     )
 
     one = command("tree", "the patches as git commits: check out, look, export", _tree)
-    one.add_argument("action", choices=("checkout", "status", "export", "new-series"))
-    one.add_argument("tree", choices=_TREE_WORDS)
+    one.description = (
+        "The patches as git commits: the pristine sources in one commit, then each series, headed"
+        " by an empty commit with its cover letter. Change them with git as you are used to, and"
+        " write patches/ back with 'tree export'."
+    )
+    one.add_argument(
+        "action",
+        choices=("checkout", "status", "export", "new-series"),
+        help="checkout: make the work tree; status: what an export would change; export: write"
+        " patches/ back; new-series: begin one at the tip",
+    )
+    one.add_argument(
+        "tree",
+        choices=_TREE_WORDS,
+        help="whose patches; testbed: those of both emulators, which users do not get",
+    )
     one.add_argument(
         "--dir",
         type=Path,
@@ -212,6 +226,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--title", help="new-series: the subject of its cover letter")
 
     one = command("validate", "hold patches to what a maintainer asks of them", _validate)
+    one.description = (
+        "Applies each series to the sources that it is made for, alone and all stacked, runs"
+        " checkpatch, looks at cover letters and documentation, and builds what each patch touches"
+        " with its parent's warnings left out (minutes; a second time only what changed)."
+        " docs/patches.md has the rules. Exit status 1: there are errors."
+    )
     one.add_argument(
         "--patches",
         type=Path,
@@ -511,7 +531,10 @@ def _tree(options: argparse.Namespace, conf: Settings) -> int:
                 print(f"{one.folder}: {one.patches} patches, {state}")
         else:
             if not options.name or not options.title:
-                raise UsageError("new-series needs --name and --title")
+                raise UsageError(
+                    "new-series needs --name and --title",
+                    hint="--name my-series --title 'KVM: Do something better'",
+                )
             print(trees.tree_new_series(folder, options.name, options.title))
     return Exit.OK
 

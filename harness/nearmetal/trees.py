@@ -693,6 +693,10 @@ class _Part:
 
 
 def _open(folder: Path) -> Git:
+    if not folder.exists():
+        raise UsageError(
+            f"there is no work tree in {folder}", hint="make one: nearmetal tree checkout TREE"
+        )
     git = Git(folder)
     if not (folder / ".git").is_dir() or git.ask("config", "nearmetal.tree") is None:
         raise UsageError(
