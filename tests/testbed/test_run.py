@@ -15,6 +15,7 @@ import pytest
 
 from nearmetal.measure import p2p
 from nearmetal.settings import Settings
+from nearmetal.sources import BASES
 
 pytestmark = pytest.mark.testbed
 
@@ -122,8 +123,10 @@ def test_builds_are_recorded_exactly(document: dict[str, Any]) -> None:
     roles = {build["role"]: build for build in document["builds"]}
     assert set(roles) >= {"host-kernel", "guest-kernel", "host-qemu", "emulator", "image"}
     assert all(re.fullmatch(r"[0-9a-f]{64}", build["sha256"]) for build in document["builds"])
-    assert "7.3" in roles["host-kernel"]["source"]
-    assert "10.0" in roles["host-qemu"]["source"]
+    linux, qemu = BASES["linux"], BASES["qemu"]
+    for role, base in (("host-kernel", linux), ("host-qemu", qemu), ("emulator", qemu)):
+        version = roles[role]["source"].rsplit(" ", 1)[-1].split(":")[-1]
+        assert re.match(base.wanted, version), roles[role]["source"]
 
 
 def test_page_and_junit_are_whole(conf: Settings, document: dict[str, Any]) -> None:
