@@ -6,9 +6,13 @@
 repo=$(cd "$(dirname "$0")/.." && pwd)
 cache=${NEARMETAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nearmetal}
 
+# the number of Debian's gcc: gcc-multilib and every cross compiler remove each other, what it
+# depends on has no such conflict and is all that QEMU's option ROMs need
+case $(. /etc/os-release 2>/dev/null && echo "${VERSION_ID-}") in 12) gcc=12 ;; *) gcc=14 ;; esac
+
 # what the harness runs and what the builds need (doctor lists the programs)
 packages="
-build-essential gcc-multilib flex bison bc libelf-dev libssl-dev ccache cpio zstd lz4 kmod patch
+build-essential gcc-$gcc-multilib flex bison bc libelf-dev libssl-dev ccache cpio zstd lz4 kmod patch
 rsync git perl pkg-config bzip2 xz-utils python3-venv
 libglib2.0-dev zlib1g-dev libpixman-1-dev libslirp-dev libattr1-dev uuid-dev libcap-dev
 mmdebstrap squashfs-tools-ng busybox-static debian-archive-keyring uidmap
