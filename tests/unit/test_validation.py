@@ -272,6 +272,28 @@ def test_qtests_are_the_touched_ones_and_those_that_know_the_folder() -> None:
     assert series_checks.qtests(touched) == ("toy-test", "q35-test", "device-introspect-test")
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo ok 1; exit 0", ""),
+        ("echo ok 1; echo not ok 2 /toy/read; exit 1", "not ok 2 /toy/read"),
+        ("echo oops >&2; exit 3", "ended with status 3: oops"),
+        ("sleep 9", "did not end within"),
+    ],
+)
+def test_a_qtest_that_fails_or_hangs_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
+    monkeypatch.setattr(series_checks, "_QTEST_S", 1.0)
+    program = tmp_path / "tests" / "qtest" / "toy-test"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    found = series_checks._one(tmp_path, "toy-test")
+    assert said in found
+    assert bool(found) == bool(said)
+
+
 # -- stages run
 
 

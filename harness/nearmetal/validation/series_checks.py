@@ -183,7 +183,14 @@ def _run(setup: QemuBuild, work: WorkTree, commit: str, names: Sequence[str]) ->
 
 
 def _one(build: Path, name: str) -> str:
-    """What a qtest says where it fails, or nothing."""
+    """What a qtest says where it fails or does not end, or nothing."""
+    try:
+        return _said(build, name)
+    except proc.CommandFailed as error:
+        return error.message
+
+
+def _said(build: Path, name: str) -> str:
     done = proc.run(
         [build / "tests" / "qtest" / name, "--tap"],
         deadline_s=_QTEST_S,

@@ -90,8 +90,14 @@ class Coccinelle(_Plain):
         if not scripts:
             return (Diagnostic("scripts/coccinelle", 0, "error", "holds no semantic patches"),)
         with ThreadPoolExecutor(self.jobs) as pool:
-            found = list(pool.map(lambda one: self._run(source, one, files), scripts))
+            found = list(pool.map(lambda one: self._try(source, one, files), scripts))
         return tuple(one for said in found for one in said)
+
+    def _try(self, source: Path, script: Path, files: Sequence[str]) -> tuple[Diagnostic, ...]:
+        try:
+            return self._run(source, script, files)
+        except proc.CommandFailed as error:
+            return (Diagnostic(str(script.relative_to(source)), 0, "error", error.message),)
 
     def _run(self, source: Path, script: Path, files: Sequence[str]) -> tuple[Diagnostic, ...]:
         words = _OPTIONS.search(script.read_text(encoding="utf-8", errors="replace"))
