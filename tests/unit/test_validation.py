@@ -358,6 +358,21 @@ def test_a_stage_whose_tool_is_missing_is_an_error_with_the_package(
     assert found.text == "not run: there is no no-such-tool (toy-package)"
 
 
+def test_a_series_of_nothing_but_qtests_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "old.c").write_text("int old;\n")
+    one = candidate(tmp_path / "x", [("tests/qtest/toy-test.c", "int x;")], "qemu")
+    asked = []
+    monkeypatch.setattr(full, "run_qtests", lambda one, *_: asked.append(one) or [])
+    (tmp_path / "scratch").mkdir()
+    base = Base("qemu", sources, "11.1.1", None, QemuBuild(()))
+    assert full.full([one], {"qemu": base}, tmp_path / "scratch") == []
+    assert asked == [one]
+
+
 def test_what_an_earlier_stage_told_is_told_once() -> None:
     first = validate.Finding("s", "p", "build", "error", "a.c:1: new warning: x")
     again = replace(first, rule="sparse")
