@@ -11,8 +11,10 @@ from pathlib import Path
 
 from avocado import Test
 
-from nearmetal import inventory, run, settings
-from nearmetal.settings import Settings
+from nearmetal.core import settings
+from nearmetal.core.settings import Settings
+from nearmetal.machines import inventory
+from nearmetal.runs import execute as run
 
 
 class Lspci(Test):  # type: ignore[misc]

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import run, series, settings, variants
-from nearmetal.cache import Cache
-from nearmetal.guest import Guest, running_guest
-from nearmetal.host import Host
+from nearmetal.core import settings
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import Guest, running_guest
+from nearmetal.machines.host import Host
 from nearmetal.measure import bench, lspci
-from nearmetal.settings import Settings
-from nearmetal.tracing import counting
+from nearmetal.patches import series, variants
+from nearmetal.probes.tracing import counting
+from nearmetal.runs import execute as run
 
 REPO = settings.repository()
 sys.path.insert(0, str(REPO / "tests" / "testbed"))

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import run, series, settings, variants
-from nearmetal.cache import Cache
-from nearmetal.errors import MeasurementError
-from nearmetal.host import Host
-from nearmetal.settings import Settings
+from nearmetal.core import settings
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import MeasurementError
+from nearmetal.core.settings import Settings
+from nearmetal.machines.host import Host
+from nearmetal.patches import series, variants
+from nearmetal.runs import execute as run
 
 REPO = settings.repository()
 

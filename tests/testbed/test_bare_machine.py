@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import debian, proc
-from nearmetal.cache import Cache, remove
-from nearmetal.settings import Settings
+from nearmetal.core import proc
+from nearmetal.core.cache import Cache, remove
+from nearmetal.core.settings import Settings
+from nearmetal.sources import debian
 
 pytestmark = [
     pytest.mark.testbed,

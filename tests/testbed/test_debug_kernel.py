@@ -17,9 +17,9 @@ import pytest
 import test_direct_p2p as isolation
 import test_pci_config_cache as selftests
 
-from nearmetal import variants
-from nearmetal.cache import Cache
-from nearmetal.settings import Settings
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.patches import variants
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 

@@ -28,12 +28,16 @@ from typing import Any
 
 import pytest
 
-from nearmetal import builds, run, series, sources, variants
-from nearmetal.cache import Cache
-from nearmetal.errors import MeasurementError
-from nearmetal.host import Host, count_iommu_faults
-from nearmetal.measure import p2p, routes
-from nearmetal.settings import Settings
+from nearmetal.builds import all as builds
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import MeasurementError
+from nearmetal.core.settings import Settings
+from nearmetal.machines.host import Host, count_iommu_faults
+from nearmetal.measure import p2p
+from nearmetal.patches import series, variants
+from nearmetal.probes import routes
+from nearmetal.runs import execute as run
+from nearmetal.sources import archive as sources
 
 pytestmark = pytest.mark.testbed
 

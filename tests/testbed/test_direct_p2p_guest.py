@@ -16,14 +16,17 @@ from pathlib import Path
 import pytest
 import test_direct_p2p as isolation
 
-from nearmetal import builds, run, series, sources, variants
-from nearmetal.cache import Cache
-from nearmetal.errors import MeasurementError
-from nearmetal.guest import GuestParts, running_guest
-from nearmetal.host import Host
-from nearmetal.layout import BELOW_4G_MIB, GIB, Range
+from nearmetal.builds import all as builds
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import MeasurementError
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import GuestParts, running_guest
+from nearmetal.machines.host import Host
 from nearmetal.measure import bench, p2p
-from nearmetal.settings import Settings
+from nearmetal.patches import series, variants
+from nearmetal.pci.layout import BELOW_4G_MIB, GIB, Range
+from nearmetal.runs import execute as run
+from nearmetal.sources import archive as sources
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 

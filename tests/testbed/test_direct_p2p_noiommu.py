@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 import test_direct_p2p as isolation
 
-from nearmetal import run, variants
-from nearmetal.cache import Cache
-from nearmetal.errors import MeasurementError
-from nearmetal.host import Host
-from nearmetal.settings import Settings
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import MeasurementError
+from nearmetal.core.settings import Settings
+from nearmetal.machines.host import Host
+from nearmetal.patches import variants
+from nearmetal.runs import execute as run
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 

@@ -16,16 +16,20 @@ from pathlib import Path
 import pytest
 from test_pci_config_cache import patched_qemu, start_qemu
 
-from nearmetal import cli, run, topology, ui, variants
-from nearmetal.cache import Cache
-from nearmetal.errors import EnvironmentBroken, MeasurementError, UsageError
-from nearmetal.guest import running_guest
-from nearmetal.host import Host, reach
-from nearmetal.inventory import HOST, End, Server, Tool
+from nearmetal.cli import main as cli
+from nearmetal.core import ui
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import EnvironmentBroken, MeasurementError, UsageError
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import running_guest
+from nearmetal.machines.host import Host, reach
+from nearmetal.machines.inventory import HOST, End, Server, Tool
+from nearmetal.machines.shell import connect
 from nearmetal.measure import bench, tools
-from nearmetal.settings import Settings
-from nearmetal.shell import connect
-from nearmetal.tracing import counting
+from nearmetal.patches import variants
+from nearmetal.probes import topology
+from nearmetal.probes.tracing import counting
+from nearmetal.runs import execute as run
 
 pytestmark = pytest.mark.testbed
 
@@ -195,7 +199,7 @@ def test_wrong_host_key(host: Host) -> None:
 
 
 def test_nobody_answers() -> None:
-    from nearmetal.shell import Address
+    from nearmetal.machines.shell import Address
 
     with pytest.raises(EnvironmentBroken, match=r"no SSH at root@127\.0\.0\.1:1 "):
         connect("nobody", Address("127.0.0.1", 1), deadline_s=2)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import run, variants
-from nearmetal.cache import Cache
-from nearmetal.errors import MeasurementError
-from nearmetal.guest import Guest, running_guest
-from nearmetal.host import Host
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import MeasurementError
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import Guest, running_guest
+from nearmetal.machines.host import Host
 from nearmetal.measure.instructions import Interval, clean, pinned, series, undisturbed
-from nearmetal.settings import Settings
+from nearmetal.patches import variants
+from nearmetal.runs import execute as run
 
 pytestmark = pytest.mark.testbed
 

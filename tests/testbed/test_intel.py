@@ -20,12 +20,13 @@ from pathlib import Path
 import pytest
 import test_pmu_passthrough as pmu
 
-from nearmetal import run, variants
-from nearmetal.cache import Cache
-from nearmetal.guest import GuestParts, running_guest
-from nearmetal.host import Host
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import GuestParts, running_guest
+from nearmetal.machines.host import Host
 from nearmetal.measure.pmu import overflow_interrupts
-from nearmetal.settings import Settings
+from nearmetal.patches import variants
+from nearmetal.runs import execute as run
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 

@@ -16,10 +16,13 @@ from pathlib import Path
 import pytest
 import test_direct_p2p as isolation
 
-from nearmetal import builds, run, series, sources, variants
-from nearmetal.cache import Cache
-from nearmetal.host import Host
-from nearmetal.settings import Settings
+from nearmetal.builds import all as builds
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.host import Host
+from nearmetal.patches import series, variants
+from nearmetal.runs import execute as run
+from nearmetal.sources import archive as sources
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import run, variants
-from nearmetal.cache import Cache
-from nearmetal.guest import Guest, running_guest
-from nearmetal.host import Host, count_iommu_faults
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import Guest, running_guest
+from nearmetal.machines.host import Host, count_iommu_faults
 from nearmetal.measure import p2p
-from nearmetal.settings import Settings
+from nearmetal.patches import variants
+from nearmetal.runs import execute as run
 
 pytestmark = pytest.mark.testbed
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import builds, run, series, sources, variants
-from nearmetal.cache import Cache
-from nearmetal.host import Host
-from nearmetal.settings import Settings
-from nearmetal.shell import Result
+from nearmetal.builds import all as builds
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.host import Host
+from nearmetal.machines.shell import Result
+from nearmetal.patches import series, variants
+from nearmetal.runs import execute as run
+from nearmetal.sources import archive as sources
 
 pytestmark = pytest.mark.testbed
 

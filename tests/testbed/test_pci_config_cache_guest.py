@@ -19,14 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import run, series, variants
-from nearmetal.cache import Cache
-from nearmetal.errors import MeasurementError
-from nearmetal.guest import Guest, running_guest
-from nearmetal.host import Host
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import MeasurementError
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import Guest, running_guest
+from nearmetal.machines.host import Host
 from nearmetal.measure import lspci
-from nearmetal.measure.registers import cacheable, parse_dump
-from nearmetal.settings import Settings
+from nearmetal.patches import series, variants
+from nearmetal.pci.registers import cacheable, parse_dump
+from nearmetal.runs import execute as run
 
 pytestmark = pytest.mark.testbed
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import run, series, variants
-from nearmetal.cache import Cache
-from nearmetal.guest import Guest, running_guest, waiting_guest
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import Guest, running_guest, waiting_guest
 from nearmetal.measure import lspci
-from nearmetal.settings import Settings
+from nearmetal.patches import series, variants
+from nearmetal.runs import execute as run
 
 pytestmark = pytest.mark.testbed
 

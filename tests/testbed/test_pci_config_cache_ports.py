@@ -28,11 +28,13 @@ from test_pci_config_cache_guest import (
     states,
 )
 
-from nearmetal import builds, run, sources
-from nearmetal.cache import Cache
-from nearmetal.guest import Guest, GuestParts, running_guest
+from nearmetal.builds import all as builds
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import Guest, GuestParts, running_guest
 from nearmetal.measure import lspci
-from nearmetal.settings import Settings
+from nearmetal.runs import execute as run
+from nearmetal.sources import archive as sources
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 

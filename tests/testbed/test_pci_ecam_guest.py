@@ -32,14 +32,15 @@ from test_pci_config_cache_guest import (
     until,
 )
 
-from nearmetal import run, series, variants
-from nearmetal.cache import Cache
-from nearmetal.guest import CMDLINE, Guest, GuestParts, running_guest
-from nearmetal.host import Host
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import CMDLINE, Guest, GuestParts, running_guest
+from nearmetal.machines.host import Host
 from nearmetal.measure import bench, lspci
-from nearmetal.measure.registers import CONFIG_SIZE, latch
-from nearmetal.settings import Settings
-from nearmetal.tracing import Exits, counting
+from nearmetal.patches import series, variants
+from nearmetal.pci.registers import CONFIG_SIZE, latch
+from nearmetal.probes.tracing import Exits, counting
+from nearmetal.runs import execute as run
 
 pytestmark = pytest.mark.testbed
 

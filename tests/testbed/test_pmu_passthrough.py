@@ -17,12 +17,15 @@ from pathlib import Path
 import pytest
 from test_pci_config_cache_migration import migrate
 
-from nearmetal import builds, run, series, sources, variants
-from nearmetal.cache import Cache
-from nearmetal.guest import Guest, GuestParts, running_guest, waiting_guest
-from nearmetal.host import Host
-from nearmetal.settings import Settings
-from nearmetal.shell import Result
+from nearmetal.builds import all as builds
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import Guest, GuestParts, running_guest, waiting_guest
+from nearmetal.machines.host import Host
+from nearmetal.machines.shell import Result
+from nearmetal.patches import series, variants
+from nearmetal.runs import execute as run
+from nearmetal.sources import archive as sources
 
 pytestmark = pytest.mark.testbed
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from nearmetal.core.settings import Settings
 from nearmetal.measure import p2p
-from nearmetal.settings import Settings
-from nearmetal.sources import BASES
+from nearmetal.sources.archive import BASES
 
 pytestmark = pytest.mark.testbed
 

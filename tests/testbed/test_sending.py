@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import bases, sendcmd, series, trees
-from nearmetal.cache import Cache
-from nearmetal.settings import Settings
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.patches import series
+from nearmetal.upstream import bases, sendcmd, trees
 
 pytestmark = [pytest.mark.nightly]
 

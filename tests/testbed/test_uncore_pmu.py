@@ -19,15 +19,18 @@ from pathlib import Path
 import pytest
 from test_pmu_passthrough import patched_config
 
-from nearmetal import builds, run, sources, testbed
-from nearmetal.cache import Cache
-from nearmetal.errors import MeasurementError
-from nearmetal.guest import Guest, GuestParts, running_guest
-from nearmetal.host import Host
+from nearmetal.builds import all as builds
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import MeasurementError
+from nearmetal.core.settings import Settings
+from nearmetal.machines.emulators import qemu as testbed
+from nearmetal.machines.guest import Guest, GuestParts, running_guest
+from nearmetal.machines.host import Host
 from nearmetal.measure import imc
 from nearmetal.measure.bench import Bench
-from nearmetal.settings import Settings
-from nearmetal.tracing import counting
+from nearmetal.probes.tracing import counting
+from nearmetal.runs import execute as run
+from nearmetal.sources import archive as sources
 
 pytestmark = pytest.mark.testbed
 

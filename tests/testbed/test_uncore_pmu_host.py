@@ -16,9 +16,10 @@ import test_direct_p2p as isolation
 from test_pmu_passthrough import patched_config
 from test_uncore_pmu import MODULE, NEEDED
 
-from nearmetal import run, testbed
-from nearmetal.cache import Cache
-from nearmetal.settings import Settings
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.emulators import qemu as testbed
+from nearmetal.runs import execute as run
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 

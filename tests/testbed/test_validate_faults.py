@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import bases, identity, validate
-from nearmetal.cache import Cache
-from nearmetal.series import TreeName
-from nearmetal.settings import Settings
-from nearmetal.validation import full, plan, stage
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.patches.series import TreeName
+from nearmetal.upstream import bases, identity, validate
+from nearmetal.upstream.validation import full, plan, stage
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import cli, form, proc, validate
-from nearmetal.errors import UsageError
-from nearmetal.series import TREES
-from nearmetal.validate import Base, Diagnostic, Touched
+from nearmetal.cli import main as cli
+from nearmetal.core import proc
+from nearmetal.core.errors import UsageError
+from nearmetal.patches.series import TREES
+from nearmetal.upstream import form, validate
+from nearmetal.upstream.validate import Base, Diagnostic, Touched
 
 CHECKPATCH = r"""#!/usr/bin/perl
 my $file = $ARGV[-1];

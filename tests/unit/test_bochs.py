@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import bochs, run
-from nearmetal.builds import Bochs, Image, Kernel, Keys
-from nearmetal.errors import EnvironmentBroken, UsageError
-from nearmetal.host import Facts, Host
-from nearmetal.shell import Shell
+from nearmetal.builds.all import Bochs, Image, Kernel, Keys
+from nearmetal.core.errors import EnvironmentBroken, UsageError
+from nearmetal.machines.emulators import bochs
+from nearmetal.machines.host import Facts, Host
+from nearmetal.machines.shell import Shell
+from nearmetal.runs import execute as run
 
 
 @pytest.fixture

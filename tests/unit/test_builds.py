@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import sources
-from nearmetal.builds import first_errors, lost_options
-from nearmetal.cache import Cache
-from nearmetal.errors import EnvironmentBroken, UsageError
-from nearmetal.settings import Settings
+from nearmetal.builds.all import first_errors, lost_options
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import EnvironmentBroken, UsageError
+from nearmetal.core.settings import Settings
+from nearmetal.sources import archive as sources
 
 REPO = Path(__file__).resolve().parents[2]
 

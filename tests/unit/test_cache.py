@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.cache import Cache, key_of, sha256_tree
-from nearmetal.errors import EnvironmentBroken
+from nearmetal.core.cache import Cache, key_of, sha256_tree
+from nearmetal.core.errors import EnvironmentBroken
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_full_disk_is_one_line_with_the_mend(cache: Cache) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from nearmetal.cache import Cache
+from nearmetal.core.cache import Cache
 def build(work):
     (work / "half").touch()
     print("building", flush=True)

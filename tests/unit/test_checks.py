@@ -11,8 +11,9 @@ from textwrap import indent
 
 import pytest
 
-from nearmetal.catalogue import TESTS
-from nearmetal.checks import (
+from nearmetal.core.errors import Exit, UsageError
+from nearmetal.core.model import CheckResult, Measurement, Missing, Skipped, Variant
+from nearmetal.judging.checks import (
     DEFAULT_CHECKS,
     Check,
     Plan,
@@ -22,10 +23,9 @@ from nearmetal.checks import (
     plan_all,
     together,
 )
-from nearmetal.errors import Exit, UsageError
+from nearmetal.measure.catalogue import TESTS
 from nearmetal.measure.instructions import compared
-from nearmetal.model import CheckResult, Measurement, Missing, Skipped, Variant
-from nearmetal.run import TEST_CASES
+from nearmetal.runs.execute import TEST_CASES
 
 NAME = "lspci.userspace_exits"
 PLAN = plan_all(("lspci", "vmexit", "p2p"), ("vanilla",), testbed="amd")

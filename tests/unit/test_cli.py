@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import doctor
-from nearmetal.cli import main
+from nearmetal.cli import doctor
+from nearmetal.cli.main import main
 
 REPO = Path(__file__).resolve().parents[2]
 

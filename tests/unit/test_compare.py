@@ -10,9 +10,9 @@ import math
 import pytest
 from rich.console import Console
 
-from nearmetal.compare import Comparison, compare, render_rich, render_text, summary
-from nearmetal.errors import UsageError
-from nearmetal.model import Measurement, Provenance, Report, RunInfo
+from nearmetal.core.errors import UsageError
+from nearmetal.core.model import Measurement, Provenance, Report, RunInfo
+from nearmetal.report.compare import Comparison, compare, render_rich, render_text, summary
 
 
 def row(

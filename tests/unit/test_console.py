@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.console import Console, find_splats
-from nearmetal.errors import MeasurementError
-from nearmetal.host import count_iommu_faults, parse_facts, parse_kmsg
+from nearmetal.core.errors import MeasurementError
+from nearmetal.machines.console import Console, find_splats
+from nearmetal.machines.host import count_iommu_faults, parse_facts, parse_kmsg
 
 HEALTHY = """\
 [    0.000000] Linux version 7.3.4 (nearmetal@nearmetal) (gcc (Debian 12.2.0) 12.2.0)

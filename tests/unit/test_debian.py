@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import proc
-from nearmetal.debian import Archive, File, mirrors, parse_show, parse_showsrc, sources_text
-from nearmetal.errors import EnvironmentBroken
+from nearmetal.core import proc
+from nearmetal.core.errors import EnvironmentBroken
+from nearmetal.sources.debian import Archive, File, mirrors, parse_show, parse_showsrc, sources_text
 
 DEB822 = """\
 Types: deb

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import covers, form
-from nearmetal.series import Enable, Series, TreeName
-from nearmetal.validate import Candidate
+from nearmetal.patches.series import Enable, Series, TreeName
+from nearmetal.upstream import covers, form
+from nearmetal.upstream.validate import Candidate
 
 
 def patch(files: Mapping[str, str]) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import bases, identity
-from nearmetal.errors import UsageError
-from nearmetal.series import Enable, Series
-from nearmetal.validate import Candidate
+from nearmetal.core.errors import UsageError
+from nearmetal.patches.series import Enable, Series
+from nearmetal.upstream import bases, identity
+from nearmetal.upstream.validate import Candidate
 
 MAKEFILE = """\
 # SPDX-License-Identifier: GPL-2.0

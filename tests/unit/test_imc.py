@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.errors import MeasurementError
+from nearmetal.core.errors import MeasurementError
 from nearmetal.measure import imc
 
 DATA = Path(__file__).parent / "data"

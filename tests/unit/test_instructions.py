@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.errors import MeasurementError
+from nearmetal.core.errors import MeasurementError
+from nearmetal.core.model import Measurement, Variant
 from nearmetal.measure.instructions import Interval, clean, compared, parse, summary, undisturbed
-from nearmetal.model import Measurement, Variant
 
 LOG = (Path(__file__).parent / "data" / "instructions" / "cf8-vanilla.log").read_text()
 """Forty reads of a config dword in vanilla, as the plugin logged them under load."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.errors import UsageError
-from nearmetal.inventory import load, pick
+from nearmetal.core.errors import UsageError
+from nearmetal.machines.inventory import load, pick
 
 
 def write(tmp_path: Path, text: str) -> Path:

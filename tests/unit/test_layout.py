@@ -3,8 +3,8 @@
 
 import pytest
 
-from nearmetal.errors import MeasurementError
-from nearmetal.layout import GIB, LEAST_MIB, MIB, Range, around, windows
+from nearmetal.core.errors import MeasurementError
+from nearmetal.pci.layout import GIB, LEAST_MIB, MIB, Range, around, windows
 
 NOTHING = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
 PORT = (

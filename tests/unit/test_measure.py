@@ -3,10 +3,8 @@
 
 import pytest
 
-from nearmetal.catalogue import CATALOGUE, GUEST_SETUPS
-from nearmetal.errors import MeasurementError, UsageError
-from nearmetal.layout import Range
-from nearmetal.measure import routes
+from nearmetal.core.errors import MeasurementError, UsageError
+from nearmetal.measure.catalogue import CATALOGUE, GUEST_SETUPS
 from nearmetal.measure.lspci import ecam_page, ecam_window, functions, kinds
 from nearmetal.measure.p2p import (
     ANYWHERE,
@@ -17,8 +15,10 @@ from nearmetal.measure.p2p import (
     find,
     peer_memory,
 )
-from nearmetal.run import TEST_CASES, measured_by, resolve_tests
-from nearmetal.variants import Config
+from nearmetal.patches.variants import Config
+from nearmetal.pci.layout import Range
+from nearmetal.probes import routes
+from nearmetal.runs.execute import TEST_CASES, measured_by, resolve_tests
 
 IOMEM = """\
 00000000-00000fff : Reserved

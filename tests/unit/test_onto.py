@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from test_trees import git
 
-from nearmetal import bases, onto, ontocmd, trees
-from nearmetal.cache import Cache
-from nearmetal.cli import main
-from nearmetal.errors import UsageError
-from nearmetal.onto import Commit, Conflict, Tried
-from nearmetal.settings import Settings
-from nearmetal.sources import Source
+from nearmetal.cli.main import main
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import UsageError
+from nearmetal.core.settings import Settings
+from nearmetal.sources.archive import Source
+from nearmetal.upstream import bases, onto, ontocmd, trees
+from nearmetal.upstream.onto import Commit, Conflict, Tried
 
 LINES = [f"int value_{number};" for number in range(60)]
 

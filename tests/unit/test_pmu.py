@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.catalogue import CATALOGUE
 from nearmetal.measure import pmu
+from nearmetal.measure.catalogue import CATALOGUE
 from nearmetal.measure.vmexit import pmu_exits
-from nearmetal.tracing import parse_exits
+from nearmetal.probes.tracing import parse_exits
 
 DATA = Path(__file__).parent / "data" / "trace"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import proc
-from nearmetal.errors import UsageError
+from nearmetal.core import proc
+from nearmetal.core.errors import UsageError
 
 
 def alive(pid: int) -> bool:
@@ -70,7 +70,7 @@ def test_a_program_is_looked_for_where_it_will_run(tmp_path: Path) -> None:
 
 HARNESS = """
 import sys
-from nearmetal import proc
+from nearmetal.core import proc
 proc.run(["sh", "-c", "sleep 60 & echo $! > {0}; wait".format(sys.argv[1])],
          deadline_s=50, tree=True)
 """

@@ -11,13 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.measure.registers import (
-    CONFIG_SIZE,
-    cacheable,
-    capabilities,
-    latch,
-    parse_dump,
-)
+from nearmetal.pci.registers import CONFIG_SIZE, cacheable, capabilities, latch, parse_dump
 
 DUMP = parse_dump((Path(__file__).parent / "data" / "config" / "lspci-xxx.txt").read_text())
 HEADER0 = {at for at in range(0, 0x40, 4) if at != 0x04}

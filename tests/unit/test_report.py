@@ -16,11 +16,11 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from nearmetal.errors import EnvironmentBroken, UsageError
-from nearmetal.model import Build, CheckResult, Measurement, Report, RunInfo
-from nearmetal.page import PLOTS, draw, render_html
-from nearmetal.report import find_logs, junit, publish, read, write, write_atomically
-from nearmetal.tables import (
+from nearmetal.core.errors import EnvironmentBroken, UsageError
+from nearmetal.core.model import Build, CheckResult, Measurement, Report, RunInfo
+from nearmetal.report.document import find_logs, junit, publish, read, write, write_atomically
+from nearmetal.report.page import PLOTS, draw, render_html
+from nearmetal.report.tables import (
     number,
     render_readme_table,
     render_terminal,

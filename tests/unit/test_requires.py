@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import requires, variants
-from nearmetal.errors import UsageError
-from nearmetal.series import Series, find_series, load_series
+from nearmetal.core.errors import UsageError
+from nearmetal.patches import requires, variants
+from nearmetal.patches.series import Series, find_series, load_series
 
 YAML = """
 series:

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from test_trees import commit, git, make_sources
 
-from nearmetal import bases, sendcmd, sending, trees
-from nearmetal.cache import Cache
-from nearmetal.cli import main
-from nearmetal.errors import NearmetalError, UsageError
-from nearmetal.sending import Mailing, Person, Recipients
-from nearmetal.series import Enable, Series
-from nearmetal.settings import Settings
-from nearmetal.sources import Source
+from nearmetal.cli.main import main
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import NearmetalError, UsageError
+from nearmetal.core.settings import Settings
+from nearmetal.patches.series import Enable, Series
+from nearmetal.sources.archive import Source
+from nearmetal.upstream import bases, sendcmd, sending, trees
+from nearmetal.upstream.sending import Mailing, Person, Recipients
 
 DATA = Path(__file__).parent / "data" / "maintainers"
 SENDER = Person("Jürgen Sender", "js@example.org")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.errors import UsageError
-from nearmetal.series import find_series, load_series, of_tree
+from nearmetal.core.errors import UsageError
+from nearmetal.patches.series import find_series, load_series, of_tree
 
 GOOD = """
 series:

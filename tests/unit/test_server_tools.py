@@ -16,18 +16,21 @@ from typing import Any, cast
 
 import pytest
 
-from nearmetal import checks, inventory, run, topology
-from nearmetal.catalogue import CATALOGUE
-from nearmetal.errors import MeasurementError, UsageError
-from nearmetal.guest import Guest, GuestParts
-from nearmetal.host import Facts, Host
-from nearmetal.inventory import End, Server, Tool
-from nearmetal.layout import Range, around
+from nearmetal.core.errors import MeasurementError, UsageError
+from nearmetal.core.model import Measurement
+from nearmetal.core.settings import Settings
+from nearmetal.judging import checks
+from nearmetal.machines import inventory
+from nearmetal.machines.guest import Guest, GuestParts
+from nearmetal.machines.host import Facts, Host
+from nearmetal.machines.inventory import End, Server, Tool
+from nearmetal.machines.shell import Address, Result, Shell
 from nearmetal.measure import tools
-from nearmetal.model import Measurement
-from nearmetal.settings import Settings
-from nearmetal.shell import Address, Result, Shell
-from nearmetal.variants import Config
+from nearmetal.measure.catalogue import CATALOGUE
+from nearmetal.patches.variants import Config
+from nearmetal.pci.layout import Range, around
+from nearmetal.probes import topology
+from nearmetal.runs import execute as run
 
 DATA = Path(__file__).parent / "data"
 PEER, DISK = "0000:03:00.0", "0000:04:00.0"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.console import Console
-from nearmetal.errors import MeasurementError
+from nearmetal.core.errors import MeasurementError
+from nearmetal.machines.console import Console
 
 OOPS = "[   48.111959] BUG: kernel NULL pointer dereference, address: 0000000000000000\n"
 WARN = "[    3.000000] WARNING: CPU: 0 PID: 1 at kernel/fork.c:1 copy_process+0x1/0x2\n"

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import debian, sources
-from nearmetal.cache import Cache
-from nearmetal.debian import Archive, File, Gone, Pinned
-from nearmetal.errors import EnvironmentBroken, UsageError
-from nearmetal.settings import Settings
+from nearmetal.core.cache import Cache
+from nearmetal.core.errors import EnvironmentBroken, UsageError
+from nearmetal.core.settings import Settings
+from nearmetal.sources import archive as sources
+from nearmetal.sources import debian
+from nearmetal.sources.debian import Archive, File, Gone, Pinned
 
 REPO = Path(__file__).parents[2]
 PINNED = Pinned("pool/q/qemu_11.1.1.orig.tar.xz", "11.1.1", "1" * 64)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from nearmetal.errors import MeasurementError
-from nearmetal.tools import cuda_p2p, nccl, nvbandwidth, perftest
-from nearmetal.tools.reading import Reading
+from nearmetal.core.errors import MeasurementError
+from nearmetal.measure.parsers import cuda_p2p, nccl, nvbandwidth, perftest
+from nearmetal.measure.parsers.reading import Reading
 
 DATA = Path(__file__).parent / "data" / "tools"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from nearmetal import doctor, topology
-from nearmetal.errors import MeasurementError
-from nearmetal.measure import routes
-from nearmetal.topology import Bar, Function, Survey
+from nearmetal.cli import doctor
+from nearmetal.core.errors import MeasurementError
+from nearmetal.probes import routes, topology
+from nearmetal.probes.topology import Bar, Function, Survey
 
 DATA = Path(__file__).parent / "data" / "topology"
 ROOT, SWITCH = "0000:00:05.0", "0000:01:00.0"

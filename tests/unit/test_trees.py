@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import trees
-from nearmetal.errors import UsageError
-from nearmetal.series import Enable, Series
+from nearmetal.core.errors import UsageError
+from nearmetal.patches.series import Enable, Series
+from nearmetal.upstream import trees
 
 AUTHOR = {
     "GIT_AUTHOR_NAME": "Žofie Nováková",

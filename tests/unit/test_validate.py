@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import trees, validate
-from nearmetal.errors import Exit, UsageError
-from nearmetal.series import Enable, Series, load_series
-from nearmetal.validate import Base, Candidate, Diagnostic, Finding, Remark, Touched
+from nearmetal.core.errors import Exit, UsageError
+from nearmetal.patches.series import Enable, Series, load_series
+from nearmetal.upstream import trees, validate
+from nearmetal.upstream.validate import Base, Candidate, Diagnostic, Finding, Remark, Touched
 
 DATA = Path(__file__).parent / "data" / "validate"
 SOURCE = Path("/scratch/source")

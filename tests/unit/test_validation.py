@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal import validate
-from nearmetal.results import Times
-from nearmetal.series import Enable, Series
-from nearmetal.validate import Base, Candidate, Diagnostic, LinuxBuild, QemuBuild, Touched
-from nearmetal.validation import full, linux, plan, series_checks, stage, tools
+from nearmetal.patches.series import Enable, Series
+from nearmetal.upstream import validate
+from nearmetal.upstream.results import Times
+from nearmetal.upstream.validate import Base, Candidate, Diagnostic, LinuxBuild, QemuBuild, Touched
+from nearmetal.upstream.validation import full, linux, plan, series_checks, stage, tools
 
 DATA = Path(__file__).parent / "data" / "validate"
 

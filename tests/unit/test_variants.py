@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.errors import UsageError
-from nearmetal.run import measured_by, with_setups
-from nearmetal.series import Enable, Series
-from nearmetal.variants import available, configs
+from nearmetal.core.errors import UsageError
+from nearmetal.patches.series import Enable, Series
+from nearmetal.patches.variants import available, configs
+from nearmetal.runs.execute import measured_by, with_setups
 
 
 def series(tmp_path: Path, name: str, tree: str, order: int, enable: Enable) -> Series:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..catalogue import CATALOGUE
-from ..errors import MeasurementError
-from ..guest import Guest
-from ..host import Host
-from ..model import Measurement, Variant
-from ..tracing import Exits, Switches, Tracer, parse_exits
+from ..core.errors import MeasurementError
+from ..core.model import Measurement, Variant
+from ..machines.guest import Guest
+from ..machines.host import Host
+from ..probes.tracing import Exits, Switches, Tracer, parse_exits
+from .catalogue import CATALOGUE
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 
-from ..errors import MeasurementError
-from ..model import Measurement
-from ..shell import Shell
+from ..core.errors import MeasurementError
+from ..core.model import Measurement
+from ..machines.shell import Shell
 from . import p2p
 from .bench import Bench
 

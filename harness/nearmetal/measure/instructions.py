@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..catalogue import CATALOGUE
-from ..errors import MeasurementError
-from ..guest import Guest
-from ..host import Host
-from ..model import Measurement
-from ..shell import Shell
+from ..core.errors import MeasurementError
+from ..core.model import Measurement
+from ..machines.guest import Guest
+from ..machines.host import Host
+from ..machines.shell import Shell
 from .bench import Bench
+from .catalogue import CATALOGUE
 
 NAMES = ("lspci.dword_instructions", "exit.kernel_pair_instructions")
 COMPARED = ("lspci.dword_instructions_ratio",)

@@ -12,12 +12,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import MeasurementError
-from ..model import Measurement
-from ..tracing import CONFIG_ADDRESS, CONFIG_DATA, Exits
+from ..core.errors import MeasurementError
+from ..core.model import Measurement
+from ..pci.registers import CONFIG_SIZE, cacheable, latch, parse_dump
+from ..probes.tracing import CONFIG_ADDRESS, CONFIG_DATA, Exits
 from . import instructions
 from .bench import Bench
-from .registers import CONFIG_SIZE, cacheable, latch, parse_dump
 
 NAMES = (
     "lspci.pass_us",

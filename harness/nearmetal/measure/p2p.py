@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import MeasurementError
-from ..guest import Guest
-from ..host import Host, count_iommu_faults
-from ..layout import Layout, Range, around, windows
-from ..model import Measurement
-from . import routes
+from ..core.errors import MeasurementError
+from ..core.model import Measurement
+from ..machines.guest import Guest
+from ..machines.host import Host, count_iommu_faults
+from ..pci.layout import Layout, Range, around, windows
+from ..probes import routes
 from .bench import Bench, Row
 
 NAMES = (

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .. import ui
-from ..errors import MeasurementError
-from ..model import Measurement
-from ..tracing import AMD_SWITCHES, INTEL_SWITCHES, Exits
+from ..core import ui
+from ..core.errors import MeasurementError
+from ..core.model import Measurement
+from ..probes.tracing import AMD_SWITCHES, INTEL_SWITCHES, Exits
 from . import instructions
 from .bench import Bench
 

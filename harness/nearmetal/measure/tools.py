@@ -16,15 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import topology, ui
-from ..errors import EnvironmentBroken, MeasurementError, UsageError
-from ..host import Host
-from ..inventory import GUEST, HOST, End, Tool
-from ..model import Measurement
-from ..shell import Running, Shell, connect
-from ..tools import cuda_p2p, nccl, nvbandwidth, perftest
-from ..tools.reading import Reading, tail
+from ..core import ui
+from ..core.errors import EnvironmentBroken, MeasurementError, UsageError
+from ..core.model import Measurement
+from ..machines.host import Host
+from ..machines.inventory import GUEST, HOST, End, Tool
+from ..machines.shell import Running, Shell, connect
+from ..probes import topology
 from .bench import Row
+from .parsers import cuda_p2p, nccl, nvbandwidth, perftest
+from .parsers.reading import Reading, tail
 
 BANDWIDTH, LATENCY = "p2p.tool_gb_s", "p2p.tool_latency_us"
 NAMES = (BANDWIDTH, LATENCY)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 
-from ..model import Measurement
-from ..tracing import Exits
+from ..core.model import Measurement
+from ..probes.tracing import Exits
 from . import pmu
 from .bench import Bench
 

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A shell on another machine over SSH (paramiko): the one way to a host and to a guest."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shlex
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import paramiko
+
+from ..core.errors import EnvironmentBroken, MeasurementError, UsageError
+from .console import Console
+
+_POLL_S = 0.01
+_WATCH_S = 2.0
+_HANDSHAKE_S = 60.0
+"""For TCP and SSH's key exchange each: a guest of an emulated host took more than 15 s."""
+
+# what goes wrong is told by our own errors; paramiko's threads would print tracebacks
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a machine's sshd listens and who logs in.
+
+    ``key`` is a private key file (None: the SSH agent and the user's default keys);
+    ``host_key`` is the machine's public key as ``type base64`` (None: known_hosts decides).
+    """
+
+    host: str
+    port: int = 22
+    user: str = "root"
+    key: Path | None = None
+    host_key: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command printed and how it ended."""
+
+    command: str
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Running:
+    """A command that goes on; its standard input stays open until ``close``."""
+
+    def __init__(self, channel: paramiko.Channel, command: str) -> None:
+        self.channel = channel
+        self.command = command
+
+    def close(self) -> None:
+        """Close the channel: the command sees the end of its input."""
+        self.channel.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the command has ended or the connection is gone."""
+        return self.channel.exit_status_ready() or self.channel.closed
+
+
+class Shell:
+    """A logged-in connection. Every wait has a deadline; errors name the machine.
+
+    ``watch`` is called every other second while a command runs, and raises when the machine
+    died: then nobody waits for the deadline. ``console`` is where its last lines come from.
+    """
+
+    def __init__(self, name: str, client: paramiko.SSHClient, address: Address) -> None:
+        self.name = name
+        self.address = address
+        self.watch: Callable[[], None] | None = None
+        self.console: Console | None = None
+        self.autopsy: Callable[[], str] | None = None
+        """Tells more of a machine that does not answer any more."""
+        self._client = client
+
+    def _last_words(self) -> str:
+        console = f"the console's last lines:\n{self.console.tail()}" if self.console else ""
+        return "\n".join(part for part in (console, self.autopsy and self.autopsy()) if part)
+
+    @property
+    def transport(self) -> paramiko.Transport:
+        """The connection below, for channels of other kinds."""
+        transport = self._client.get_transport()
+        if transport is None or not transport.is_active():
+            raise MeasurementError(f"{self.name}: the SSH connection is gone")
+        return transport
+
+    def run(self, command: str, *, deadline_s: float = 60.0, check: bool = True) -> Result:
+        """Run a command with sh to its end; MeasurementError on failure and on the deadline."""
+        channel = self._open(command)
+        channel.shutdown_write()
+        out, err = bytearray(), bytearray()
+        end = time.monotonic() + deadline_s
+        look = time.monotonic() + _WATCH_S
+        while True:
+            moved = False
+            while channel.recv_ready():
+                out += channel.recv(1 << 16)
+                moved = True
+            while channel.recv_stderr_ready():
+                err += channel.recv_stderr(1 << 16)
+                moved = True
+            # the exit status may come before the last output: only the end of file ends it
+            ended = channel.exit_status_ready() and channel.eof_received
+            finished = ended or channel.closed
+            if finished and not channel.recv_ready() and not channel.recv_stderr_ready():
+                break
+            if self.watch is not None and time.monotonic() > look:
+                try:
+                    self.watch()
+                except MeasurementError:
+                    channel.close()
+                    raise
+                look = time.monotonic() + _WATCH_S
+            if time.monotonic() > end:
+                channel.close()
+                said = (out + err).decode(errors="replace")[-2000:]
+                raise MeasurementError(
+                    f"{self.name}: '{_short(command)}' did not end within {deadline_s:.0f} s",
+                    detail="\n".join(part for part in (said, self._last_words()) if part),
+                )
+            if not moved:
+                time.sleep(_POLL_S)
+        status = channel.recv_exit_status() if channel.exit_status_ready() else -1
+        channel.close()
+        result = Result(command, status, out.decode(errors="replace"), err.decode(errors="replace"))
+        if status == -1:
+            if self.watch is not None:
+                self.watch()
+            raise MeasurementError(
+                f"{self.name}: the connection broke in '{_short(command)}'",
+                detail=self._last_words(),
+            )
+        if check and status != 0:
+            raise MeasurementError(
+                f"{self.name}: '{_short(command)}' ended with status {status}",
+                detail="\n".join((result.stdout + result.stderr).strip().splitlines()[-10:]),
+            )
+        return result
+
+    def start(self, command: str) -> Running:
+        """Start a command that goes on by itself."""
+        return Running(self._open(command), command)
+
+    def _open(self, command: str) -> paramiko.Channel:
+        try:
+            channel = self.transport.open_session(timeout=60)
+            channel.exec_command(command)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise MeasurementError(
+                f"{self.name}: cannot run '{_short(command)}': {error or type(error).__name__}",
+                detail=self._last_words(),
+            ) from None
+        return channel
+
+    def read(self, path: str) -> str:
+        """The text of a file on the machine."""
+        return self.run(f"cat {shlex.quote(path)}").stdout
+
+    def put(
+        self, local: Path, remote: str, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Copy a file to the machine (SFTP)."""
+        try:
+            with self.transport.open_sftp_client() as sftp:
+                sftp.put(str(local), remote, callback=progress)
+                sftp.chmod(remote, local.stat().st_mode & 0o777)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise MeasurementError(
+                f"{self.name}: cannot copy {local.name} to {remote}: {error}",
+                hint="is there room on the machine, and an SFTP subsystem in its sshd?",
+            ) from None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+def _short(command: str) -> str:
+    text = " ".join(command.split())
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def connect(
+    name: str,
+    address: Address,
+    *,
+    deadline_s: float,
+    through: Shell | None = None,
+    alive: Callable[[], None] | None = None,
+) -> Shell:
+    """Log in, trying again until the deadline; ``through``: over a connection to its host.
+
+    ``alive`` is asked between tries and raises when there is no use in waiting. Raises
+    UsageError for a wrong key or user, EnvironmentBroken where nothing answers.
+    """
+    end = time.monotonic() + deadline_s
+    last = "no answer"
+    while True:
+        if alive:
+            alive()
+        client = paramiko.SSHClient()
+        if address.host_key:
+            kind, _, data = address.host_key.partition(" ")
+            name_there = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
+            key = paramiko.PKey.from_type_string(kind, _decoded(data))
+            client.get_host_keys().add(name_there, kind, key)
+        else:
+            client.load_system_host_keys()
+        try:
+            sock = None
+            if through is not None:
+                sock = through.transport.open_channel(
+                    "direct-tcpip",
+                    (address.host, address.port),
+                    ("127.0.0.1", 0),
+                    timeout=_HANDSHAKE_S,
+                )
+            client.connect(
+                address.host,
+                port=address.port,
+                username=address.user,
+                key_filename=str(address.key) if address.key else None,
+                allow_agent=address.key is None,
+                look_for_keys=address.key is None,
+                sock=sock,
+                timeout=_HANDSHAKE_S,
+                banner_timeout=_HANDSHAKE_S,
+                auth_timeout=_HANDSHAKE_S,
+            )
+            transport = client.get_transport()
+            assert transport is not None
+            transport.set_keepalive(15)
+            return Shell(name, client, address)
+        except paramiko.BadHostKeyException as error:
+            raise UsageError(
+                f"{name}: {address.host} shows another host key than the one expected",
+                hint=f"is it the right machine? its key: {error.key.get_base64()[:32]}...",
+            ) from None
+        except paramiko.AuthenticationException:
+            client.close()
+            raise UsageError(
+                f"{name}: {address} does not let us in with {address.key or 'the keys at hand'}",
+                hint="check user and key in the inventory, and authorized_keys on the machine",
+            ) from None
+        except paramiko.SSHException as error:
+            client.close()
+            if "not found in known_hosts" in str(error):
+                raise UsageError(
+                    f"{name}: the host key of {address.host} is not known",
+                    hint="log in once with ssh, or give host_key in the inventory",
+                ) from None
+            last = str(error) or type(error).__name__
+        except socket.gaierror as error:
+            raise UsageError(
+                f"{name}: there is no host {address.host}: {error.strerror}",
+                hint="check the address in the inventory",
+            ) from None
+        except (OSError, EOFError) as error:
+            client.close()
+            last = str(error) or type(error).__name__
+        if time.monotonic() > end:
+            raise EnvironmentBroken(
+                f"{name}: no SSH at {address} within {deadline_s:.0f} s ({last})",
+                hint="is the machine up, and does a firewall let us through?",
+            )
+        time.sleep(0.5)
+
+
+def _decoded(data: str) -> bytes:
+    import base64
+
+    return base64.b64decode(data.split()[0])
+
+
+def digest_of(path: Path) -> str:
+    """A short name for a file's content on a remote machine."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:20]

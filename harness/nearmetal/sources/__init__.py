@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pristine sources: which releases, from where, with which checksums."""
