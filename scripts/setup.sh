@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Sourced by the other scripts: installs what is missing (Debian's packages as root, Python's
 # in an environment of the cache) and sets $nearmetal and $python. Does nothing the second time.
-# $more_packages, set before, are installed as well.
+# $more_packages and $extras (of pyproject.toml, such as test), set before, are installed as well.
 
 repo=$(cd "$(dirname "$0")/.." && pwd)
 cache=${NEARMETAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nearmetal}
@@ -67,16 +67,19 @@ wanted=$( (
 venv=$cache/venv/harness-$wanted
 python=$venv/bin/python
 nearmetal=$venv/bin/nearmetal
-if [ ! -e "$venv/complete" ]; then
+mark=$venv/complete${extras:+-$extras}
+if [ ! -e "$mark" ]; then
 	(
 		flock 9
-		[ -e "$venv/complete" ] && exit 0
+		[ -e "$mark" ] && exit 0
 		say "installing the harness' Python packages"
-		rm -rf "$venv"
-		python3 -m venv "$venv" &&
+		if [ ! -e "$venv/complete" ]; then
+			rm -rf "$venv"
+			python3 -m venv "$venv"
+		fi &&
 			"$python" -m pip install -qq --disable-pip-version-check \
-				--editable "$repo[test]" >&2 &&
-			touch "$venv/complete"
+				--editable "$repo${extras:+[$extras]}" >&2 &&
+			touch "$venv/complete" "$mark"
 	) 9>"$cache/venv.lock" ||
 		die "the Python packages could not be installed" "check the network, then run again"
 fi

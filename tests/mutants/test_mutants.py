@@ -14,13 +14,16 @@ import pytest
 
 from nearmetal.core import settings
 from nearmetal.core.cache import Cache
+from nearmetal.core.model import Subject
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import Guest, running_guest
 from nearmetal.machines.host import Host
-from nearmetal.measure import bench, lspci
+from nearmetal.machines.lab import Lab
+from nearmetal.measure import lspci
+from nearmetal.measure.api import Unit
+from nearmetal.measure.bench import Bench
 from nearmetal.patches import series, variants
 from nearmetal.probes.tracing import counting
-from nearmetal.runs import execute as run
 
 REPO = settings.repository()
 sys.path.insert(0, str(REPO / "tests" / "testbed"))
@@ -63,11 +66,11 @@ def on(conf: Settings) -> variants.Config:
 def machine(
     conf: Settings, cache: Cache, config: variants.Config, logs: Path
 ) -> Iterator[tuple[Host, Guest]]:
-    made = run.build_all(conf, cache, [config], with_testbed=True)
-    with cache.lock("testbed"), run.host_for(conf, cache, made, config, None, logs) as host:
+    made = Lab.build(conf, cache, [config])
+    with cache.lock("testbed"), made.host(config, logs) as host:
         host.load_kvm(config.modules)
         assigned = [host.p2p["peer"], host.p2p["disk"]]
-        parts = run.guest_parts(conf, cache, made, config, host, assigned)
+        parts = made.guest_parts(config, host, assigned)
         parts = dataclasses.replace(parts, extra=(*parts.extra, *proofs.PORT, *proofs.PF))
         with host.vfio(assigned), running_guest(host, parts, logs=logs, label="mutant") as guest:
             proofs.prepare(guest)
@@ -77,7 +80,7 @@ def machine(
 def misses_are_exact(host: Host, guest: Guest, logs: Path) -> None:
     """As the checks pci-config-cache.cacheable-… and other-reads-miss-exactly hold it."""
     with counting(host.shell) as tracer:
-        place = bench.Bench(host, guest, tracer, "on", logs, "pci-config-cache")
+        place = Bench(host, guest, tracer, Unit(Subject("on", "pci-config-cache")), logs)
         rows = {(row.name, row.context.get("pass")): row for row in lspci.passes_cf8(place)}
     (wanted,) = rows["lspci.uncacheable_dwords", None].values
     exits = set(rows["lspci.userspace_exits", "second"].values)
@@ -180,7 +183,7 @@ def pmu_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
 def amd_migration(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
     off = pmu.patched_config(conf)
     with pmu.mediated(conf, cache, mutated(off, patch), logs) as (host, made):
-        parts = run.guest_parts(conf, cache, made, off, host, [])
+        parts = made.guest_parts(off, host, [])
         pmu.counts_are_whole_in_a_guest_that_was_migrated(host, parts, logs)
 
 

@@ -15,8 +15,8 @@ from nearmetal.core.cache import Cache
 from nearmetal.core.errors import MeasurementError
 from nearmetal.core.settings import Settings
 from nearmetal.machines.host import Host
+from nearmetal.machines.lab import Lab
 from nearmetal.patches import series, variants
-from nearmetal.runs import execute as run
 
 REPO = settings.repository()
 
@@ -43,8 +43,8 @@ def vanilla(conf: Settings) -> variants.Config:
 
 
 @pytest.fixture(scope="session")
-def built(conf: Settings, cache: Cache, vanilla: variants.Config) -> run.Built:
-    return run.build_all(conf, cache, [vanilla], with_testbed=True)
+def built(conf: Settings, cache: Cache, vanilla: variants.Config) -> Lab:
+    return Lab.build(conf, cache, [vanilla])
 
 
 class Shared:
@@ -78,7 +78,7 @@ def one_machine_at_a_time(request: pytest.FixtureRequest, shared: Shared) -> Non
 def host(
     conf: Settings,
     cache: Cache,
-    built: run.Built,
+    built: Lab,
     vanilla: variants.Config,
     shared: Shared,
     tmp_path_factory: pytest.TempPathFactory,
@@ -99,9 +99,7 @@ def host(
     if shared.host is None:
         logs: Path = tmp_path_factory.mktemp("logs")
         shared.stack.enter_context(cache.lock("testbed"))
-        shared.host = shared.stack.enter_context(
-            run.host_for(conf, cache, built, vanilla, None, logs)
-        )
+        shared.host = shared.stack.enter_context(built.host(vanilla, logs))
         shared.host.load_kvm()
     yield shared.host
     shared.host.check()

@@ -28,15 +28,15 @@ from typing import Any
 
 import pytest
 
-from nearmetal.builds import all as builds
+from nearmetal import builds
 from nearmetal.core.cache import Cache
 from nearmetal.core.errors import MeasurementError
 from nearmetal.core.settings import Settings
 from nearmetal.machines.host import Host, count_iommu_faults
+from nearmetal.machines.lab import Lab
 from nearmetal.measure import p2p
 from nearmetal.patches import series, variants
 from nearmetal.probes import routes
-from nearmetal.runs import execute as run
 from nearmetal.sources import archive as sources
 
 pytestmark = pytest.mark.testbed
@@ -342,14 +342,14 @@ def place_for(
 
     With ``debug`` the kernel looks for its own mistakes (debug.config).
     """
-    made = run.build_all(conf, cache, [config], with_testbed=True)
+    made = Lab.build(conf, cache, [config])
     if debug:
         made.kernels[config.linux_patches] = debug_kernel(conf, cache, config)
     qmp = logs / "qmp"
     words = (*extra, "-qmp", f"unix:{qmp},server=on,wait=off")
     with (
         cache.lock("testbed"),
-        run.host_for(conf, cache, made, config, None, logs, extra=words) as host,
+        made.host(config, logs, extra=words) as host,
     ):
         yield found_place(host, qmp)
 

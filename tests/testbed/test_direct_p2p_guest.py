@@ -16,16 +16,17 @@ from pathlib import Path
 import pytest
 import test_direct_p2p as isolation
 
-from nearmetal.builds import all as builds
+from nearmetal import builds
 from nearmetal.core.cache import Cache
 from nearmetal.core.errors import MeasurementError
+from nearmetal.core.model import Subject
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import GuestParts, running_guest
 from nearmetal.machines.host import Host
+from nearmetal.machines.lab import Lab
 from nearmetal.measure import bench, p2p
 from nearmetal.patches import series, variants
 from nearmetal.pci.layout import BELOW_4G_MIB, GIB, Range
-from nearmetal.runs import execute as run
 from nearmetal.sources import archive as sources
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
@@ -37,6 +38,9 @@ WIDE = (
 )
 """A third function with so large a BAR that RAM has room in the switch's window beside it all."""
 TAKEN = "QEMU took RAM in a window of the host's switch"
+
+
+SUBJECT = Subject("on", "direct-p2p", "direct", "amd")
 
 
 @dataclass
@@ -66,14 +70,14 @@ def place_for(
     logs: Path,
     extra: tuple[str, ...] = (),
 ) -> Iterator[Place]:
-    made = run.build_all(conf, cache, [config], with_testbed=True)
+    made = Lab.build(conf, cache, [config])
     with (
         cache.lock("testbed"),
-        run.host_for(conf, cache, made, config, None, logs, extra=extra) as host,
+        made.host(config, logs, extra=extra) as host,
     ):
         host.load_kvm(config.modules)
         assigned = [host.p2p["peer"], host.p2p["disk"]]
-        parts = run.guest_parts(conf, cache, made, config, host, assigned)
+        parts = made.guest_parts(config, host, assigned)
         parts = dataclasses.replace(parts, iommufd=True, host_addresses=True)
         with host.parameters(config.modules), host.vfio(assigned):
             yield Place(conf, cache, config, host, parts, logs)
@@ -93,7 +97,7 @@ def ram_in_a_window_is_refused(place: Place) -> None:
         memory_mib=BELOW_4G_MIB + 1024,
         machine=f"max-ram-below-4g={BELOW_4G_MIB}M,ram-holes={Range(4 * GIB, first - 1)}",
     )
-    row = bench.rows(place.host, "on", "direct-p2p", place.conf.testbed)
+    row = bench.rows(place.host, SUBJECT)
     taken = False
     try:
         with running_guest(place.host, parts, logs=place.logs, label="window") as guest:
@@ -142,7 +146,7 @@ def test_a_guest_with_uefi_has_its_memory_where_the_host_has_it(
                 *("-drive", f"if=pflash,format=raw,file={variables}"),
             ),
         )
-        row = bench.rows(place.host, "on", "direct-p2p", conf.testbed)
+        row = bench.rows(place.host, SUBJECT)
         ranges = {"below-window": layout.below, "behind-window": layout.behind}
         with running_guest(place.host, parts, logs=tmp_path, label="uefi") as guest:
             assert guest.shell.run("test -d /sys/firmware/efi", check=False).status == 0

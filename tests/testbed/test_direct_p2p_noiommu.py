@@ -22,8 +22,8 @@ from nearmetal.core.cache import Cache
 from nearmetal.core.errors import MeasurementError
 from nearmetal.core.settings import Settings
 from nearmetal.machines.host import Host
+from nearmetal.machines.lab import Lab
 from nearmetal.patches import variants
-from nearmetal.runs import execute as run
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 
@@ -37,13 +37,13 @@ def unprotected(
     conf: Settings, cache: Cache, config: variants.Config, logs: Path
 ) -> Iterator[Host]:
     """An emulated host without an IOMMU; a user of VFIO may have two functions nevertheless."""
-    made = run.build_all(conf, cache, [config], with_testbed=True)
+    made = Lab.build(conf, cache, [config])
     made.kernels[config.linux_patches] = isolation.kernel_with(
         conf, cache, config, "noiommu.config"
     )
     with (
         cache.lock("testbed"),
-        run.host_for(conf, cache, made, config, None, logs, iommu=False) as host,
+        made.host(config, logs, iommu=False) as host,
     ):
         host.shell.run(f"echo Y > {UNSAFE}; echo Y > {isolation.PARAMETER}")
         for name in ("peer", "disk"):

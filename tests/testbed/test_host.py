@@ -20,16 +20,22 @@ from nearmetal.cli import main as cli
 from nearmetal.core import ui
 from nearmetal.core.cache import Cache
 from nearmetal.core.errors import EnvironmentBroken, MeasurementError, UsageError
+from nearmetal.core.model import Measurement, Missing, Subject
 from nearmetal.core.settings import Settings
+from nearmetal.machines.equipment import Equipment
 from nearmetal.machines.guest import running_guest
 from nearmetal.machines.host import Host, reach
 from nearmetal.machines.inventory import HOST, End, Server, Tool
+from nearmetal.machines.lab import Lab
 from nearmetal.machines.shell import connect
-from nearmetal.measure import bench, tools
+from nearmetal.measure import tools
+from nearmetal.measure.api import Unit
+from nearmetal.measure.bench import Bench
 from nearmetal.patches import variants
 from nearmetal.probes import topology
 from nearmetal.probes.tracing import counting
-from nearmetal.runs import execute as run
+from nearmetal.runs import execute
+from nearmetal.runs import plan as plans
 
 pytestmark = pytest.mark.testbed
 
@@ -120,13 +126,15 @@ def test_a_tool_s_figures_have_the_host_s_registers_with_them(host: Host, tmp_pa
     program = stand_in(host)
     there = Tool("nvbandwidth", program, (End(HOST),), functions, tests=(COPIES,), runs=1)
     missing = Tool("perftest", "ib_write_bw", (End(HOST), End(HOST)), functions)
-    row = bench.rows(host, "vanilla", None, None)
-    outcome = tools.measure(host, None, [there, missing], row, tmp_path, "vanilla")
-    assert [reason for reason, _ in outcome.missing] == [
+    asked = dataclasses.replace(host, equipment=Equipment(tools=(there, missing)))
+    unit = Unit(Subject("vanilla", None, tools.OUTSIDE.name))
+    found = tools.measure(Bench(asked, None, None, unit, tmp_path, tools.OUTSIDE))
+    assert [one.reason for one in found if isinstance(one, Missing)] == [
         "perftest: testbed has no program ib_write_bw"
     ]
-    assert len(outcome.rows) == 6
-    for one in outcome.rows:
+    rows = [one for one in found if isinstance(one, Measurement)]
+    assert len(rows) == 6
+    for one in rows:
         assert one.provenance == "emulated"
         assert one.context["acs"] == "SV+RR+CR+UF"
         assert (one.context["ats"], one.context["relaxed_ordering"]) == ("absent", "off")
@@ -230,10 +238,10 @@ def test_counting_leaves_no_trigger_behind(host: Host) -> None:
 
 
 def test_guest_that_cannot_start_says_why(
-    conf: Settings, cache: Cache, built: run.Built, vanilla: variants.Config, host: Host,
+    conf: Settings, cache: Cache, built: Lab, vanilla: variants.Config, host: Host,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    parts = run.guest_parts(conf, cache, built, vanilla, host, [])
+    parts = built.guest_parts(vanilla, host, [])
     broken = dataclasses.replace(parts, extra=("-device", "no-such-device"))
     with (
         pytest.raises(MeasurementError, match="QEMU did not start") as caught,
@@ -259,8 +267,8 @@ cache_dir, logs = Path(sys.argv[1]), Path(sys.argv[2])
 conf = Settings(settings.repository(), cache_dir, logs)
 cache = Cache(cache_dir).open()
 config = variants.configs((), ("vanilla",))[0]
-built = run.build_all(conf, cache, [config], with_testbed=True)
-with run.host_for(conf, cache, built, config, None, logs) as host:
+built = Lab.build(conf, cache, [config])
+with built.host(config, logs) as host:
     print("up", flush=True)
     sys.stdin.read()
 """
@@ -301,7 +309,7 @@ def emulators_of(parent: int) -> list[int]:
 
 @pytest.mark.nightly
 def test_host_given_only_by_its_address_gives_the_same_measurements(
-    conf: Settings, cache: Cache, built: run.Built, vanilla: variants.Config, host: Host,
+    conf: Settings, cache: Cache, built: Lab, vanilla: variants.Config, host: Host,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """As a server of an inventory: what it needs is copied there; counts are the same.
@@ -312,10 +320,12 @@ def test_host_given_only_by_its_address_gives_the_same_measurements(
     """
     tool = Tool("nvbandwidth", "nvbandwidth", (End(),), tuple(host.p2p.values()), optional=True)
     server = Server("by-address", host.shell.address, host.p2p, 1, 2048, tools=(tool,))
-    found = run._Found()
-    with run.host_for(conf, cache, built, vanilla, server, tmp_path) as other:
+    lab = dataclasses.replace(built, server=server)
+    found = execute.Gathered()
+    with lab.host(vanilla, tmp_path) as other:
         assert other.store is None
-        run.measure_variant(conf, cache, built, vanilla, other, ["lspci", "p2p"], tmp_path, found)
+        work = plans.work([vanilla], ("lspci", "p2p", "tools"), other.equipment)
+        execute.measure_units(lab, other, work, tmp_path, found)
     assert found.missing == []
     reason = "nvbandwidth: guest (vanilla) has no program nvbandwidth"
     assert [one.reason for one in found.skipped] == [reason]
@@ -328,7 +338,7 @@ def test_host_given_only_by_its_address_gives_the_same_measurements(
     ]
     assert row.values == (13 * 64 * 2.0,) * 3
     assert row.provenance == "emulated"
-    assert "testbed" not in row.context
+    assert row.subject.testbed is None
 
 
 @pytest.mark.nightly
@@ -345,7 +355,7 @@ def test_a_run_on_a_host_of_an_inventory_has_its_tools_figures(
         "runs": 1,
     }
     inventory = in_an_inventory(host, tmp_path, p2p=dict(host.p2p), tools=[tool])
-    words = ["run", "--host", "by-address", "--inventory", str(inventory), "--only", "p2p"]
+    words = ["run", "--host", "by-address", "--inventory", str(inventory), "--only", "tools"]
     words += ["--variant", "vanilla", "--results-dir", str(tmp_path / "results")]
     ran = subprocess.run(
         [sys.executable, "-m", "nearmetal", *words, "--cache-dir", str(conf.cache_dir)],

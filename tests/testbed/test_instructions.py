@@ -13,9 +13,9 @@ from nearmetal.core.errors import MeasurementError
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import Guest, running_guest
 from nearmetal.machines.host import Host
-from nearmetal.measure.instructions import Interval, clean, pinned, series, undisturbed
+from nearmetal.machines.lab import Lab
 from nearmetal.patches import variants
-from nearmetal.runs import execute as run
+from nearmetal.probes.instructions import Interval, clean, pinned, series, undisturbed
 
 pytestmark = pytest.mark.testbed
 
@@ -25,10 +25,10 @@ LENGTHS = (1, 1000, 1001)
 
 @pytest.fixture(scope="module")
 def guest(
-    conf: Settings, cache: Cache, built: run.Built, vanilla: variants.Config, host: Host,
+    conf: Settings, cache: Cache, built: Lab, vanilla: variants.Config, host: Host,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Guest]:  # fmt: skip
-    parts = run.guest_parts(conf, cache, built, vanilla, host, [])
+    parts = built.guest_parts(vanilla, host, [])
     logs = tmp_path_factory.mktemp("guest")
     with running_guest(host, parts, logs=logs, label="vanilla") as machine, pinned(host, machine):
         yield machine

@@ -24,9 +24,9 @@ from nearmetal.core.cache import Cache
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import GuestParts, running_guest
 from nearmetal.machines.host import Host
-from nearmetal.measure.pmu import overflow_interrupts
+from nearmetal.machines.lab import Lab
+from nearmetal.measure.vmexit.counters import overflow_interrupts
 from nearmetal.patches import variants
-from nearmetal.runs import execute as run
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 
@@ -37,22 +37,22 @@ def intel(conf: Settings) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def intel_built(intel: Settings, cache: Cache, vanilla: variants.Config) -> run.Built:
-    return run.build_all(intel, cache, [vanilla], with_testbed=True)
+def intel_built(intel: Settings, cache: Cache, vanilla: variants.Config) -> Lab:
+    return Lab.build(intel, cache, [vanilla])
 
 
 @pytest.fixture(scope="class")
 def intel_host(
     intel: Settings,
     cache: Cache,
-    intel_built: run.Built,
+    intel_built: Lab,
     vanilla: variants.Config,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Host]:
     logs = tmp_path_factory.mktemp("logs")
     with (
         cache.lock("testbed"),
-        run.host_for(intel, cache, intel_built, vanilla, None, logs) as machine,
+        intel_built.host(vanilla, logs) as machine,
     ):
         machine.load_kvm()
         yield machine
@@ -71,12 +71,12 @@ class TestVanilla:
         self,
         intel: Settings,
         cache: Cache,
-        intel_built: run.Built,
+        intel_built: Lab,
         vanilla: variants.Config,
         intel_host: Host,
         tmp_path: Path,
     ) -> None:
-        parts = run.guest_parts(intel, cache, intel_built, vanilla, intel_host, [])
+        parts = intel_built.guest_parts(vanilla, intel_host, [])
         with running_guest(intel_host, parts, logs=tmp_path, label="vanilla") as guest:
             assert "GenuineIntel" in guest.shell.read("/proc/cpuinfo")
             assert "kvm" in guest.shell.read(
@@ -111,10 +111,10 @@ LOOPS = 200_000_000
 @contextmanager
 def mediated(
     intel: Settings, cache: Cache, config: variants.Config, logs: Path
-) -> Iterator[tuple[Host, run.Built]]:
+) -> Iterator[tuple[Host, Lab]]:
     """An emulated Intel host whose KVM has a mediated PMU."""
-    made = run.build_all(intel, cache, [config], with_testbed=True)
-    with cache.lock("testbed"), run.host_for(intel, cache, made, config, None, logs) as machine:
+    made = Lab.build(intel, cache, [config])
+    with cache.lock("testbed"), made.host(config, logs) as machine:
         said = machine.shell.run("dmesg").stdout
         for what, number in (
             ("version", 5),
@@ -137,18 +137,18 @@ def place(
     cache: Cache,
     patched: variants.Config,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Host, run.Built]]:
+) -> Iterator[tuple[Host, Lab]]:
     with mediated(intel, cache, patched, tmp_path_factory.mktemp("logs")) as pair:
         yield pair
 
 
 @pytest.fixture
 def parts(
-    intel: Settings, cache: Cache, patched: variants.Config, place: tuple[Host, run.Built]
+    intel: Settings, cache: Cache, patched: variants.Config, place: tuple[Host, Lab]
 ) -> GuestParts:
     """A guest whose selectors are passed through."""
     machine, made = place
-    plain = run.guest_parts(intel, cache, made, patched, machine, [])
+    plain = made.guest_parts(patched, machine, [])
     return dataclasses.replace(plain, accel={"pmu-passthrough": "on"})
 
 
@@ -161,13 +161,13 @@ class TestMediated:
         intel: Settings,
         cache: Cache,
         patched: variants.Config,
-        place: tuple[Host, run.Built],
+        place: tuple[Host, Lab],
         program: str,
     ) -> None:
         pmu.selftest(intel, cache, patched, place[0], program, SELFTESTS)
 
     def test_a_guest_samples_by_interrupts_of_its_own(
-        self, place: tuple[Host, run.Built], parts: GuestParts, tmp_path: Path
+        self, place: tuple[Host, Lab], parts: GuestParts, tmp_path: Path
     ) -> None:
         """With selectors passed through: each sample is one interrupt in the host's row VPMI."""
         machine, _ = place
@@ -180,13 +180,13 @@ class TestMediated:
         machine.check()
 
     def test_counts_are_whole_in_a_guest_that_was_migrated(
-        self, place: tuple[Host, run.Built], parts: GuestParts, tmp_path: Path
+        self, place: tuple[Host, Lab], parts: GuestParts, tmp_path: Path
     ) -> None:
         """Selectors that are passed through are the source's, and then the target's."""
         pmu.counts_are_whole_in_a_guest_that_was_migrated(place[0], parts, tmp_path, LOOPS)
 
     def test_qemu_refuses_a_cpu_without_pmu(
-        self, place: tuple[Host, run.Built], patched: variants.Config
+        self, place: tuple[Host, Lab], patched: variants.Config
     ) -> None:
         """Before it has KVM disable the PMU, which would undo what passes selectors through."""
         accel = "kvm,pmu-passthrough=on"

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import test_direct_p2p as isolation
 
-from nearmetal.builds import all as builds
+from nearmetal import builds
 from nearmetal.core.cache import Cache
 from nearmetal.core.settings import Settings
 from nearmetal.machines.host import Host
+from nearmetal.machines.lab import Lab
 from nearmetal.patches import series, variants
-from nearmetal.runs import execute as run
 from nearmetal.sources import archive as sources
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
@@ -86,7 +86,7 @@ def booted(
     fragment: str = "",
 ) -> Iterator[Host]:
     """An emulated host with the variant's kernel, its parameters, and functions of each kind."""
-    made = run.build_all(conf, cache, [config], with_testbed=True)
+    made = Lab.build(conf, cache, [config])
     if fragment:
         folder = conf.repo / "guest-images" / "kernel"
         linux = sources.obtain(conf, cache, "linux")
@@ -98,7 +98,7 @@ def booted(
     folder.mkdir()
     with (
         cache.lock("testbed"),
-        run.host_for(conf, cache, made, config, None, folder, extra=isolation.BELOW) as host,
+        made.host(config, folder, extra=isolation.BELOW) as host,
         host.parameters(config.modules),
     ):
         # some tests want huge pages

@@ -17,9 +17,9 @@ from nearmetal.core.cache import Cache
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import Guest, running_guest
 from nearmetal.machines.host import Host, count_iommu_faults
+from nearmetal.machines.lab import Lab
 from nearmetal.measure import p2p
 from nearmetal.patches import variants
-from nearmetal.runs import execute as run
 
 pytestmark = pytest.mark.testbed
 
@@ -63,14 +63,14 @@ def moved(host: Host, guest: Guest) -> tuple[int, int, int]:
 def test_peer_to_peer_that_goes_nowhere_is_noticed(
     conf: Settings,
     cache: Cache,
-    built: run.Built,
+    built: Lab,
     vanilla: variants.Config,
     host: Host,
     tmp_path: Path,
 ) -> None:
     """No BAR of the peer is mapped for DMA: the NVMe still says that all went well."""
     assigned = [host.p2p["peer"], host.p2p["disk"]]
-    parts = run.guest_parts(conf, cache, built, vanilla, host, assigned)
+    parts = built.guest_parts(vanilla, host, assigned)
     parts = dataclasses.replace(parts, extra=(*parts.extra, *PEER_IS_NO_RAM))
     with host.vfio(assigned), running_guest(host, parts, logs=tmp_path, label="no-ram") as guest:
         ram, peer, faults = moved(host, guest)
@@ -82,16 +82,14 @@ def test_peer_to_peer_that_goes_nowhere_is_noticed(
 def test_iommufd_reaches_the_peer_until_a_function_level_reset(
     conf: Settings,
     cache: Cache,
-    built: run.Built,
+    built: Lab,
     vanilla: variants.Config,
     host: Host,
     tmp_path: Path,
 ) -> None:
     """The limit that direct-p2p's documents name is vanilla's: decoding off and on mends it."""
     assigned = [host.p2p["peer"], host.p2p["disk"]]
-    parts = dataclasses.replace(
-        run.guest_parts(conf, cache, built, vanilla, host, assigned), iommufd=True
-    )
+    parts = dataclasses.replace(built.guest_parts(vanilla, host, assigned), iommufd=True)
     with host.vfio(assigned), running_guest(host, parts, logs=tmp_path, label="iommufd") as guest:
         _, allocate = p2p.find(guest.shell.run(p2p.FIND).stdout)
         address = allocate.split("/")[-3]

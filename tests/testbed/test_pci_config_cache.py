@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.builds import all as builds
+from nearmetal import builds
 from nearmetal.core.cache import Cache
 from nearmetal.core.settings import Settings
 from nearmetal.machines.host import Host
+from nearmetal.machines.lab import Lab
 from nearmetal.machines.shell import Result
 from nearmetal.patches import series, variants
-from nearmetal.runs import execute as run
 from nearmetal.sources import archive as sources
 
 pytestmark = pytest.mark.testbed
@@ -40,10 +40,10 @@ def on(conf: Settings) -> variants.Config:
 @contextmanager
 def patched(conf: Settings, cache: Cache, on: variants.Config, logs: Path) -> Iterator[Host]:
     """An emulated host with every product patch in its kernel, and two CPUs."""
-    made = run.build_all(conf, cache, [on], with_testbed=True)
+    made = Lab.build(conf, cache, [on])
     with (
         cache.lock("testbed"),
-        run.host_for(conf, cache, made, on, None, logs) as machine,
+        made.host(on, logs) as machine,
     ):
         machine.load_kvm(on.modules)
         yield machine

@@ -24,10 +24,10 @@ from nearmetal.core.errors import MeasurementError
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import Guest, running_guest
 from nearmetal.machines.host import Host
+from nearmetal.machines.lab import Lab
 from nearmetal.measure import lspci
 from nearmetal.patches import series, variants
 from nearmetal.pci.registers import cacheable, parse_dump
-from nearmetal.runs import execute as run
 
 pytestmark = pytest.mark.testbed
 
@@ -67,15 +67,15 @@ def guest(
     conf: Settings, cache: Cache, on: variants.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Guest]:
     """A guest with two assigned NVMe functions that nobody uses, and an empty root port."""
-    made = run.build_all(conf, cache, [on], with_testbed=True)
+    made = Lab.build(conf, cache, [on])
     logs: Path = tmp_path_factory.mktemp("logs")
     with (
         cache.lock("testbed"),
-        run.host_for(conf, cache, made, on, None, logs, extra=PF) as host,
+        made.host(on, logs, extra=PF) as host,
     ):
         host.load_kvm(on.modules)
         assigned = [host.p2p["peer"], host.p2p["disk"]]
-        parts = run.guest_parts(conf, cache, made, on, host, assigned)
+        parts = made.guest_parts(on, host, assigned)
         parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT, *PF))
         with host.vfio(assigned), running_guest(host, parts, logs=logs, label="on") as machine:
             prepare(machine)

@@ -20,9 +20,9 @@ import pytest
 from nearmetal.core.cache import Cache
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import Guest, running_guest, waiting_guest
+from nearmetal.machines.lab import Lab
 from nearmetal.measure import lspci
 from nearmetal.patches import series, variants
-from nearmetal.runs import execute as run
 
 pytestmark = pytest.mark.testbed
 
@@ -102,10 +102,10 @@ def test_guest_moves_between_on_and_off(conf: Settings, cache: Cache, tmp_path: 
     off, *every = variants.configs(series.load_series(conf.repo / "patches"), ("off", "on"))
     on = next(one for one in every if one.series == "pci-config-cache")
     assert off.qemu_patches == on.qemu_patches
-    made = run.build_all(conf, cache, [on], with_testbed=True)
-    with cache.lock("testbed"), run.host_for(conf, cache, made, on, None, tmp_path) as host:
+    made = Lab.build(conf, cache, [on])
+    with cache.lock("testbed"), made.host(on, tmp_path) as host:
         host.load_kvm(on.modules)
-        parts = run.guest_parts(conf, cache, made, on, host, [])
+        parts = made.guest_parts(on, host, [])
         parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT, *BEHIND))
         without = dataclasses.replace(parts, extra=(*off.qemu_args, *PORT, *BEHIND))
         with (

@@ -28,12 +28,12 @@ from test_pci_config_cache_guest import (
     states,
 )
 
-from nearmetal.builds import all as builds
+from nearmetal import builds
 from nearmetal.core.cache import Cache
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import Guest, GuestParts, running_guest
+from nearmetal.machines.lab import Lab
 from nearmetal.measure import lspci
-from nearmetal.runs import execute as run
 from nearmetal.sources import archive as sources
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
@@ -60,12 +60,12 @@ def guest(
     conf: Settings, cache: Cache, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Guest]:
     on = switched_on(conf)
-    made = run.build_all(conf, cache, [on], with_testbed=True)
+    made = Lab.build(conf, cache, [on])
     logs: Path = tmp_path_factory.mktemp("logs")
-    with cache.lock("testbed"), run.host_for(conf, cache, made, on, None, logs) as host:
+    with cache.lock("testbed"), made.host(on, logs) as host:
         host.load_kvm(on.modules)
         assigned = [host.p2p["peer"], host.p2p["disk"]]
-        parts = run.guest_parts(conf, cache, made, on, host, assigned)
+        parts = made.guest_parts(on, host, assigned)
         parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT, *PF))
         parts = with_ports(conf, cache, parts)
         with host.vfio(assigned), running_guest(host, parts, logs=logs, label="on") as machine:

@@ -33,14 +33,17 @@ from test_pci_config_cache_guest import (
 )
 
 from nearmetal.core.cache import Cache
+from nearmetal.core.model import Subject
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import CMDLINE, Guest, GuestParts, running_guest
 from nearmetal.machines.host import Host
-from nearmetal.measure import bench, lspci
+from nearmetal.machines.lab import Lab
+from nearmetal.measure import lspci
+from nearmetal.measure.api import Unit
+from nearmetal.measure.bench import Bench
 from nearmetal.patches import series, variants
 from nearmetal.pci.registers import CONFIG_SIZE, latch
 from nearmetal.probes.tracing import Exits, counting
-from nearmetal.runs import execute as run
 
 pytestmark = pytest.mark.testbed
 
@@ -62,11 +65,11 @@ class Place:
 
 @contextmanager
 def place_for(conf: Settings, cache: Cache, config: variants.Config, logs: Path) -> Iterator[Place]:
-    made = run.build_all(conf, cache, [config], with_testbed=True)
-    with cache.lock("testbed"), run.host_for(conf, cache, made, config, None, logs) as host:
+    made = Lab.build(conf, cache, [config])
+    with cache.lock("testbed"), made.host(config, logs) as host:
         host.load_kvm(config.modules)
         assigned = [host.p2p["peer"], host.p2p["disk"]]
-        parts = run.guest_parts(conf, cache, made, config, host, assigned)
+        parts = made.guest_parts(config, host, assigned)
         parts = dataclasses.replace(parts, extra=(*parts.extra, *PORT, *PF))
         with host.vfio(assigned):
             yield Place(host, parts, logs)
@@ -111,7 +114,7 @@ def emulated(guest: Guest) -> set[str]:
 
 def counted(place: Place, guest: Guest, command: str) -> Exits:
     with counting(place.host.shell) as tracer:
-        where = bench.Bench(place.host, guest, tracer, "on", place.logs, "pci-ecam")
+        where = Bench(place.host, guest, tracer, Unit(Subject("on", "pci-ecam")), place.logs)
         said, exits = where.traced("ecam", f"nm-run {command}", deadline_s=300)
     assert said["status"] == 0
     return exits

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 from test_pci_config_cache_migration import migrate
 
-from nearmetal.builds import all as builds
+from nearmetal import builds
 from nearmetal.core.cache import Cache
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import Guest, GuestParts, running_guest, waiting_guest
 from nearmetal.machines.host import Host
+from nearmetal.machines.lab import Lab
 from nearmetal.machines.shell import Result
 from nearmetal.patches import series, variants
-from nearmetal.runs import execute as run
 from nearmetal.sources import archive as sources
 
 pytestmark = pytest.mark.testbed
@@ -87,10 +87,10 @@ def patched(conf: Settings) -> variants.Config:
 @contextmanager
 def mediated(
     conf: Settings, cache: Cache, config: variants.Config, logs: Path
-) -> Iterator[tuple[Host, run.Built]]:
+) -> Iterator[tuple[Host, Lab]]:
     """An emulated host with a PMU, whose KVM has a mediated PMU."""
-    made = run.build_all(conf, cache, [config], with_testbed=True)
-    with cache.lock("testbed"), run.host_for(conf, cache, made, config, None, logs) as machine:
+    made = Lab.build(conf, cache, [config])
+    with cache.lock("testbed"), made.host(config, logs) as machine:
         machine.shell.run("grep -qw perfmon_v2 /proc/cpuinfo")
         machine.load_kvm(MEDIATED)
         taken = machine.shell.run("cat /sys/module/kvm_amd/parameters/enable_mediated_pmu").stdout
@@ -127,7 +127,7 @@ def place(
     cache: Cache,
     patched: variants.Config,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Host, run.Built]]:
+) -> Iterator[tuple[Host, Lab]]:
     with mediated(conf, cache, patched, tmp_path_factory.mktemp("logs")) as pair:
         yield pair
 
@@ -137,7 +137,7 @@ def test_selftest_passes(
     conf: Settings,
     cache: Cache,
     patched: variants.Config,
-    place: tuple[Host, run.Built],
+    place: tuple[Host, Lab],
     program: str,
 ) -> None:
     selftest(conf, cache, patched, place[0], program)
@@ -157,7 +157,7 @@ def test_a_guest_that_multiplexes_rarely_switches_the_pmu(
     conf: Settings,
     cache: Cache,
     patched: variants.Config,
-    place: tuple[Host, run.Built],
+    place: tuple[Host, Lab],
     tmp_path: Path,
 ) -> None:
     """Without the series, every selector write is an exit that switches the PMU.
@@ -165,7 +165,7 @@ def test_a_guest_that_multiplexes_rarely_switches_the_pmu(
     And the kernel's rule: while such a VM exists, no event of the host counts in guests.
     """
     machine, made = place
-    parts = run.guest_parts(conf, cache, made, patched, machine, [])
+    parts = made.guest_parts(patched, machine, [])
     with running_guest(machine, parts, logs=tmp_path, label="multiplex") as guest:
         machine.shell.run(f"echo '{_HIST}' > {_KVM_MSR}/trigger")
         before = {name: _stat(machine, name) for name in ("exits", "mediated_pmu_loads")}
@@ -239,17 +239,17 @@ def test_counts_are_whole_in_a_guest_that_was_migrated(
     conf: Settings,
     cache: Cache,
     patched: variants.Config,
-    place: tuple[Host, run.Built],
+    place: tuple[Host, Lab],
     tmp_path: Path,
 ) -> None:
     """QEMU saves AMD's selectors and counters, and restores each into the register it is from."""
     machine, made = place
-    parts = run.guest_parts(conf, cache, made, patched, machine, [])
+    parts = made.guest_parts(patched, machine, [])
     counts_are_whole_in_a_guest_that_was_migrated(machine, parts, tmp_path)
 
 
 def start_qemu(
-    place: tuple[Host, run.Built], patched: variants.Config, accel: str, cpu: str = "host"
+    place: tuple[Host, Lab], patched: variants.Config, accel: str, cpu: str = "host"
 ) -> Result:
     """Start QEMU with one virtual CPU that does not run, and let it end at once."""
     machine, made = place
@@ -264,9 +264,7 @@ def start_qemu(
     return machine.shell.run(f"echo quit | {words}", deadline_s=120, check=False)
 
 
-def test_qemu_starts_with_a_mediated_pmu(
-    patched: variants.Config, place: tuple[Host, run.Built]
-) -> None:
+def test_qemu_starts_with_a_mediated_pmu(patched: variants.Config, place: tuple[Host, Lab]) -> None:
     """Else its refusals below would say nothing."""
     done = start_qemu(place, patched, "kvm")
     assert done.status == 0, done.stderr
@@ -287,7 +285,7 @@ def counting_in_guests(machine: Host) -> Iterator[str]:
 
 
 def test_qemu_names_the_process_whose_events_are_in_the_way(
-    patched: variants.Config, place: tuple[Host, run.Built]
+    patched: variants.Config, place: tuple[Host, Lab]
 ) -> None:
     with counting_in_guests(place[0]) as pid:
         done = start_qemu(place, patched, "kvm")
@@ -301,7 +299,7 @@ def test_qemu_names_the_process_whose_events_are_in_the_way(
 
 
 def test_a_cpu_without_pmu_has_no_mediated_pmu(
-    patched: variants.Config, place: tuple[Host, run.Built]
+    patched: variants.Config, place: tuple[Host, Lab]
 ) -> None:
     """QEMU tells KVM so (KVM_PMU_CAP_DISABLE): nothing is in the way of such a VM."""
     with counting_in_guests(place[0]):
@@ -311,7 +309,7 @@ def test_a_cpu_without_pmu_has_no_mediated_pmu(
     assert done.status == 0, done.stderr
 
 
-def test_qemu_names_the_watchdog(patched: variants.Config, place: tuple[Host, run.Built]) -> None:
+def test_qemu_names_the_watchdog(patched: variants.Config, place: tuple[Host, Lab]) -> None:
     """The testbed's kernel has no NMI watchdog: its sysctl is made to say 1, another event is."""
     machine = place[0]
     sysctl = "/proc/sys/kernel/nmi_watchdog"
@@ -326,7 +324,7 @@ def test_qemu_names_the_watchdog(patched: variants.Config, place: tuple[Host, ru
 
 
 def test_qemu_refuses_what_the_host_cannot_do(
-    patched: variants.Config, place: tuple[Host, run.Built]
+    patched: variants.Config, place: tuple[Host, Lab]
 ) -> None:
     """Selectors cannot be passed through on AMD CPUs."""
     done = start_qemu(place, patched, "kvm,pmu-passthrough=on")

@@ -19,17 +19,19 @@ from pathlib import Path
 import pytest
 from test_pmu_passthrough import patched_config
 
-from nearmetal.builds import all as builds
+from nearmetal import builds
 from nearmetal.core.cache import Cache
 from nearmetal.core.errors import MeasurementError
+from nearmetal.core.model import Subject
 from nearmetal.core.settings import Settings
 from nearmetal.machines.emulators import qemu as testbed
 from nearmetal.machines.guest import Guest, GuestParts, running_guest
 from nearmetal.machines.host import Host
+from nearmetal.machines.lab import Lab
 from nearmetal.measure import imc
+from nearmetal.measure.api import Unit
 from nearmetal.measure.bench import Bench
 from nearmetal.probes.tracing import counting
-from nearmetal.runs import execute as run
 from nearmetal.sources import archive as sources
 
 pytestmark = pytest.mark.testbed
@@ -89,17 +91,17 @@ def place(
     conf: Settings, cache: Cache, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
     config = patched_config(conf, NEEDED)
-    made = run.build_all(conf, cache, [config], with_testbed=True)
+    made = Lab.build(conf, cache, [config])
     logs = tmp_path_factory.mktemp("logs")
     extra = testbed.MEMORY_CONTROLLERS
     with (
         cache.lock("testbed"),
-        run.host_for(conf, cache, made, config, None, logs, extra=extra) as host,
+        made.host(config, logs, extra=extra) as host,
     ):
         host.load_kvm()
         assigned = host.assigned
         with host.vfio(assigned):
-            parts = run.guest_parts(conf, cache, made, config, host, assigned)
+            parts = made.guest_parts(config, host, assigned)
             yield Place(host, parts, logs, imc.controllers(host.shell)[0])
 
 
@@ -112,7 +114,8 @@ def guest_with(place: Place, mode: str) -> Iterator[Bench]:
         running_guest(place.host, place.guest_parts(mode), logs=place.logs, label=mode) as guest,
         counting(place.host.shell) as tracer,
     ):
-        yield Bench(place.host, guest, tracer, "on", place.logs, "uncore-pmu", "amd", mode)
+        unit = Unit(Subject("on", "uncore-pmu", mode, "amd"), named=True)
+        yield Bench(place.host, guest, tracer, unit, place.logs)
 
 
 def write(guest: Guest, address: int, value: int, width: int = 32) -> None:

@@ -19,7 +19,7 @@ from test_uncore_pmu import MODULE, NEEDED
 from nearmetal.core.cache import Cache
 from nearmetal.core.settings import Settings
 from nearmetal.machines.emulators import qemu as testbed
-from nearmetal.runs import execute as run
+from nearmetal.machines.lab import Lab
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 
@@ -28,12 +28,12 @@ def test_the_hosts_perf_and_a_user_exclude_each_other(
     conf: Settings, cache: Cache, tmp_path: Path
 ) -> None:
     config = patched_config(conf, NEEDED)
-    made = run.build_all(conf, cache, [config], with_testbed=True)
+    made = Lab.build(conf, cache, [config])
     extra = (*testbed.MEMORY_CONTROLLERS, "-cpu", "Icelake-Server-v4,-hypervisor")
     counts = "perf stat -x, -a -e uncore_imc_0/event=0x04,umask=0x30/ sleep"
     with (
         cache.lock("testbed"),
-        run.host_for(conf, cache, made, config, None, tmp_path, extra=extra) as host,
+        made.host(config, tmp_path, extra=extra) as host,
         host.vfio([], {"imc": MODULE}),
     ):
         function = host.functions["imc"]

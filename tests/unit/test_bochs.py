@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.builds.all import Bochs, Image, Kernel, Keys
+from nearmetal.builds import Bochs, Image, Kernel, Keys
 from nearmetal.core.errors import EnvironmentBroken, UsageError
 from nearmetal.machines.emulators import bochs
 from nearmetal.machines.host import Facts, Host
 from nearmetal.machines.shell import Shell
-from nearmetal.runs import execute as run
+from nearmetal.runs import plan as plans
 
 
 @pytest.fixture
@@ -124,27 +124,26 @@ def test_a_host_that_sees_a_part_of_the_store_gets_the_rest(parts: bochs.Parts) 
     assert host.place(store / "initramfs") == "/srv/nearmetal/initramfs"
 
 
+EVERY = ("lspci", "vmexit", "p2p", "tools", "imc")
+
+
 def test_the_intel_testbed_has_no_pci_express() -> None:
-    assert run.resolve_tests([], "intel") == ("vmexit",)
-    assert (
-        run.resolve_tests([], "amd") == run.resolve_tests([]) == ("lspci", "vmexit", "p2p", "imc")
-    )
-    with pytest.raises(UsageError, match="no PCI Express for the test 'p2p'"):
-        run.resolve_tests(["p2p"], "intel")
+    intel, amd = plans.equipment_of("intel"), plans.equipment_of("amd")
+    assert plans.resolve_tests([], intel) == ("vmexit",)
+    assert plans.resolve_tests([], amd) == plans.resolve_tests([]) == EVERY
+    with pytest.raises(UsageError, match="cannot run the test 'p2p': Bochs has no PCI Express"):
+        plans.resolve_tests(["p2p"], intel)
 
 
 def test_a_run_on_both_testbeds_has_the_tests_of_each() -> None:
     both = ("amd", "intel")
-    assert run.resolve_on([], both) == {
-        "amd": ("lspci", "vmexit", "p2p", "imc"),
-        "intel": ("vmexit",),
-    }
-    assert run.resolve_on(["vmexit", "p2p"], both) == {
+    assert plans.on_testbeds([], both) == {"amd": EVERY, "intel": ("vmexit",)}
+    assert plans.on_testbeds(["vmexit", "p2p"], both) == {
         "amd": ("vmexit", "p2p"),
         "intel": ("vmexit",),
     }
-    assert run.resolve_on(["lspci"], both) == {"amd": ("lspci",)}
+    assert plans.on_testbeds(["lspci"], both) == {"amd": ("lspci",)}
     with pytest.raises(UsageError, match="no PCI Express"):
-        run.resolve_on(["lspci"], ["intel"])
+        plans.on_testbeds(["lspci"], ["intel"])
     with pytest.raises(UsageError, match="there is no test 'lspic'"):
-        run.resolve_on(["lspic"], both)
+        plans.on_testbeds(["lspic"], both)

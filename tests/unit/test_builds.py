@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.builds.all import first_errors, lost_options
+from nearmetal.builds import first_errors
 from nearmetal.core.cache import Cache
 from nearmetal.core.errors import EnvironmentBroken, UsageError
+from nearmetal.core.kconfig import lost_options
 from nearmetal.core.settings import Settings
 from nearmetal.sources import archive as sources
 

@@ -8,38 +8,29 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 import pytest
+from lib import results as made
+from lib.results import changed
 
 from nearmetal.core.errors import Exit, UsageError
-from nearmetal.core.model import CheckResult, Measurement, Missing, Skipped, Variant
-from nearmetal.judging.checks import (
-    DEFAULT_CHECKS,
-    Check,
-    Plan,
-    exit_status,
-    judge,
-    load_checks,
-    plan_all,
-    together,
-)
-from nearmetal.measure.catalogue import TESTS
-from nearmetal.measure.instructions import compared
-from nearmetal.runs.execute import TEST_CASES
+from nearmetal.core.model import CheckResult, Measurement, Missing, Skipped, Subject
+from nearmetal.judging.judge import Plan, exit_status, judge, together
+from nearmetal.judging.load import Check, load_checks
+from nearmetal.measure.lspci.instructions import compared
+from nearmetal.patches.series import load_series
+from nearmetal.patches.variants import Config
+from nearmetal.runs import plan as plans
 
 NAME = "lspci.userspace_exits"
-PLAN = plan_all(("lspci", "vmexit", "p2p"), ("vanilla",), testbed="amd")
+TESTS = ("lspci", "vmexit", "p2p")
+PLAN = made.plan(TESTS, ["vanilla"], testbed="amd")
+VANILLA_SUBJECT = Subject("vanilla")
 
 
-def row(
-    *values: float,
-    name: str = NAME,
-    variant: Variant = "vanilla",
-    series: str | None = None,
-    **context: str,
-) -> Measurement:
-    keys = {key.removesuffix("_"): value for key, value in context.items()}
-    return Measurement(name, variant, "exits", values, "emulated", series=series, context=keys)
+def row(*values: float, name: str = NAME, **keys: Any) -> Measurement:
+    return made.row(*values, name=name, **keys)
 
 
 def write_checks(folder: Path, *expressions: str, more: str = "", name: str = "own.yaml") -> Path:
@@ -84,6 +75,11 @@ def test_the_default_checks_load_and_each_says_why() -> None:
     assert all(check.why and check.expected and check.needs for check in checks)
 
 
+def test_the_default_checks_are_about_series_that_there_are() -> None:
+    patches = Path(__file__).parents[2] / "patches"
+    load_checks(series={one.name for one in load_series(patches, known=plans.known())})
+
+
 def test_needs_are_derived_from_the_expression(tmp_path: Path) -> None:
     path = write_checks(tmp_path, 'median("lspci.exits") - median("lspci.pass_us") > 0')
     (check,) = load_checks(path)
@@ -107,7 +103,7 @@ def test_a_users_file_replaces_checks_of_the_same_name_and_adds_others(tmp_path:
         ('median("lspci.exits", pass="second") > 0', "does not parse", "pass_"),
         ("median(name) > 0", "one measurement's name", "lspci.exits"),
         ('median("lspci.exits", path=cf8) > 0', "a text in quotes", 'path="cf8"'),
-        ('median("lspci.exits", path="a", path="b") > 0', "twice", "leave"),
+        ('median("lspci.exits", path="cf8", path="ecam") > 0', "twice", "leave"),
         ('median("lspci.exits", variant=None) > 0', "variant", "vanilla"),
         ("lspci > 0", "'lspci' stands for nothing", "median"),
         ("1 + 1 == 2", "uses no measurement", "median"),
@@ -215,13 +211,13 @@ def test_selectors_match_series_context_and_absence(tmp_path: Path) -> None:
         row(1, pass_="first"),
         row(2, pass_="second"),
         row(3, series="s"),
-        row(4, setup="mediated"),
+        row(4, path="ecam"),
     ]
     for selector, value in (
         ('pass_="second"', 2),
         ('series="s"', 3),
-        ('setup="mediated"', 4),
-        ("pass_=None, series=None, setup=None", None),
+        ('path="ecam"', 4),
+        ("pass_=None, series=None, path=None", None),
     ):
         result = verdict(tmp_path, f'median("{NAME}", {selector}) == {value or 0}', rows)
         assert result.status == ("pass" if value else "error"), result
@@ -244,7 +240,7 @@ def test_two_rows_that_nothing_tells_apart_are_an_error(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_an_error_with_its_reason(tmp_path: Path) -> None:
-    lost = Missing("lspci", "vanilla", "the trace lost 12 events", (NAME,))
+    lost = Missing("lspci", VANILLA_SUBJECT, "the trace lost 12 events", (NAME,))
     result = verdict(tmp_path, f'median("{NAME}", variant="vanilla") == 0', [], missing=[lost])
     assert result.status == "error"
     assert "the trace lost 12 events" in result.reason
@@ -265,7 +261,7 @@ def test_a_row_of_another_context_does_not_stand_in_for_the_one_asked_for(tmp_pa
 def test_functions_over_all_rows_refuse_an_incomplete_measurement(
     tmp_path: Path, function: str
 ) -> None:
-    lost = Missing("lspci", "vanilla", "timeout in pass 2", (NAME,))
+    lost = Missing("lspci", VANILLA_SUBJECT, "timeout in pass 2", (NAME,))
     expression = f'{function}("{NAME}") == 1'
     assert verdict(tmp_path, expression, [row(1)]).status == "pass"
     assert verdict(tmp_path, expression, [row(1)], missing=[lost]).status == "error"
@@ -308,15 +304,15 @@ def test_an_unmeasured_operand_counts_even_where_evaluation_would_not_reach_it(
 
 def test_what_is_declared_not_to_apply_is_skipped_with_its_reason(tmp_path: Path) -> None:
     name = "vmexit.agent.pmu_exits_per_sample"
-    declared = Skipped("vmexit", "vanilla", "the guest has no PMU", (name,))
+    declared = Skipped("vmexit", VANILLA_SUBJECT, "the guest has no PMU", (name,))
     result = verdict(tmp_path, f'median("{name}", variant="vanilla") > 0', [], skipped=[declared])
     assert (result.status, result.reason) == ("skip", "the guest has no PMU")
 
 
 @pytest.mark.parametrize("names", [(NAME, NAME), (NAME, "lspci.exits"), ("lspci.exits", NAME)])
 def test_missing_outweighs_skipped(tmp_path: Path, names: tuple[str, str]) -> None:
-    lost = Missing("lspci", "vanilla", "panic", (names[0],))
-    declared = Skipped("lspci", "vanilla", "no ECAM", (names[1],))
+    lost = Missing("lspci", VANILLA_SUBJECT, "panic", (names[0],))
+    declared = Skipped("lspci", VANILLA_SUBJECT, "no ECAM", (names[1],))
     expression = f'median("{NAME}") + median("lspci.exits") > 0'
     result = verdict(tmp_path, expression, [], missing=[lost], skipped=[declared])
     assert result.status == "error"
@@ -341,12 +337,14 @@ def test_what_this_run_does_not_have_is_skipped(
 
 
 def test_a_test_that_was_not_selected_is_skipped_and_its_absence_is_no_error() -> None:
-    plan = plan_all(("p2p",), ("vanilla",))
+    plan = made.plan(("p2p",), ["vanilla"])
     results = judge(load_checks(), (), (), (), plan)
     lspci = [result for result in results if result.name.startswith("lspci.")]
     assert {result.status for result in lspci} == {"skip"}
     assert all("p2p" in result.reason for result in lspci)
-    assert [r.name for r in results if r.name.startswith("measured:")] == ["measured:p2p:vanilla"]
+    assert [r.name for r in results if r.name.startswith("measured:")] == [
+        "measured:p2p:vanilla-iommu"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -373,10 +371,12 @@ def test_a_check_is_judged_only_where_it_applies(
 
 
 def test_every_missing_fails_the_run_also_where_no_check_needs_it() -> None:
-    plan = plan_all((), ("vanilla",))
+    plan = made.plan((), ["vanilla"])
     lost = [
-        Missing("lspci", "vanilla", "panic in the guest", (NAME,), "Kernel panic\nCall Trace:"),
-        Missing("lspci", "vanilla", "timeout", ("lspci.exits",)),
+        Missing(
+            "lspci", VANILLA_SUBJECT, "panic in the guest", (NAME,), "Kernel panic\nCall Trace:"
+        ),
+        Missing("lspci", VANILLA_SUBJECT, "timeout", ("lspci.exits",)),
     ]
     (result,) = judge((), (), lost, (), plan)
     assert (result.name, result.status) == ("measured:lspci:vanilla", "error")
@@ -386,14 +386,60 @@ def test_every_missing_fails_the_run_also_where_no_check_needs_it() -> None:
 
 
 def test_a_planned_name_without_a_row_fails_the_run_unless_it_is_skipped() -> None:
-    plan = plan_all(("lspci",), ("vanilla",))
-    rows = [row(1, name=name) for name in sorted(plan.names["vanilla"]) if name != NAME]
+    plan = made.plan(("lspci",), ["vanilla"])
+    rows = [
+        row(1, name=name) for name in sorted(plan.names[VANILLA_SUBJECT, "lspci"]) if name != NAME
+    ]
     (result,) = judge((), rows, (), (), plan)
     assert (result.status, result.name) == ("error", "measured:lspci:vanilla")
     assert NAME in result.reason
-    declared = Skipped("lspci", "vanilla", "not here", (NAME,))
+    declared = Skipped("lspci", VANILLA_SUBJECT, "not here", (NAME,))
     assert judge((), rows, (), [declared], plan) == ()
     assert judge((), [*rows, row(1)], (), (), plan) == ()
+
+
+TWO = [Config("on", "pci-config-cache"), Config("on", "pci-ecam")]
+
+
+def test_a_series_that_measures_nothing_is_an_error_though_another_s_on_did() -> None:
+    plan = made.plan(("lspci",), TWO, testbed="amd")
+    rows = [
+        row(1, name=name, variant="on", series="pci-config-cache")
+        for name in plan.names[Subject("on", "pci-config-cache"), "lspci"]
+    ]
+    (result,) = judge((), rows, (), (), plan)
+    assert (result.name, result.status) == ("measured:lspci:on-pci-ecam", "error")
+
+
+def test_a_series_that_was_measured_is_judged_though_another_failed(tmp_path: Path) -> None:
+    plan = made.plan(("lspci",), TWO, testbed="amd")
+    lost = Missing("lspci", Subject("on", "pci-config-cache"), "QEMU did not start", (NAME,))
+    for series, status in (("pci-ecam", "pass"), ("pci-config-cache", "error")):
+        path = write_checks(tmp_path, f'maximum("{NAME}", series="{series}") == 1')
+        rows = [row(1, variant="on", series="pci-ecam")]
+        result = judge(load_checks(path), rows, [lost], (), plan)[0]
+        assert result.status == status, result
+
+
+@pytest.mark.parametrize(
+    ("selectors", "says", "hint"),
+    [
+        ('pth="cf8"', "no context key 'pth'", "'path'"),
+        ('path="cf9"', "unknown path 'cf9'", "'cf8'"),
+        ('setup="mediated"', "unknown setup 'mediated'", "known: "),
+        ('testbed="amdd"', "unknown testbed 'amdd'", "'amd'"),
+        ('series="pci-ecm"', "unknown series 'pci-ecm'", "'pci-ecam'"),
+        ('counter="x"', "no context key 'counter'", "known: "),
+    ],
+)
+def test_selectors_that_no_row_can_have_are_refused(
+    tmp_path: Path, selectors: str, says: str, hint: str
+) -> None:
+    path = write_checks(tmp_path, f'median("{NAME}", {selectors}) == 1')
+    with pytest.raises(UsageError) as caught:
+        load_checks(path, series=["pci-config-cache", "pci-ecam"])
+    assert says in caught.value.message
+    assert hint in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -525,6 +571,7 @@ def healthy() -> list[Measurement]:
         "p2p.ram_bytes": 1 << 20,
     }
     rows += [row(value, name=name) for name, value in agent.items()]
+    rows += [row(value, name=name, setup="mediated") for name, value in list(agent.items())[:3]]
     rows += counters({}, VANILLA) + counters({"setup": "mediated"}, MEDIATED)
     ways = {"bare": "direct", "iommu": "redirected", "ats": "translated"}
     for setup, taken in ways.items():
@@ -542,21 +589,15 @@ def spoil(rows: list[Measurement], name: str, *values: float, **context: str) ->
     keys = {key.removesuffix("_"): value for key, value in context.items()}
 
     def hit(each: Measurement) -> bool:
-        return each.name == name and keys.items() <= each.context.items()
+        return each.name == name and keys.items() <= each.where.items()
 
     assert any(map(hit, rows))
-    unit = "exits"
-    return [
-        Measurement(name, "vanilla", unit, values, "emulated", context=each.context)
-        if hit(each)
-        else each
-        for each in rows
-    ]
+    return [changed(each, values=values) if hit(each) else each for each in rows]
 
 
 @pytest.fixture(scope="module")
 def defaults() -> tuple[Check, ...]:
-    return load_checks(DEFAULT_CHECKS)
+    return load_checks()
 
 
 ON_OR_OFF = (
@@ -575,18 +616,15 @@ def test_a_healthy_run_passes_all_default_checks(defaults: tuple[Check, ...]) ->
 
 def on_a_server() -> tuple[list[Measurement], list[Skipped], Plan]:
     """What a run on a server has of that: no set-up but iommu, and nothing of the testbed's own."""
-    skipped = [
-        Skipped(test, "vanilla", "only the testbed's emulated hardware can tell", names)
-        for test, case in TEST_CASES.items()
-        if (names := case.testbed_names)
-    ]
+    work = made.work(TESTS, ["vanilla"])
+    skipped = plans.expected(work, made.equipment(None)).skipped
     own = {name for entry in skipped for name in entry.names}
     rows = [
         one
         for one in healthy()
-        if one.name not in own and one.context.get("setup", "iommu") == "iommu"
+        if one.name not in own and one.where.get("setup", "iommu") == "iommu"
     ]
-    return rows, skipped, plan_all(TESTS, ("vanilla",), host="gpu1")
+    return rows, list(skipped), made.plan(TESTS, ["vanilla"], host="gpu1")
 
 
 def test_a_healthy_server_passes_all_that_is_for_it(defaults: tuple[Check, ...]) -> None:
@@ -599,15 +637,15 @@ def test_a_healthy_server_passes_all_that_is_for_it(defaults: tuple[Check, ...])
 
 def plain(one: Measurement) -> bool:
     """Whether a row is of a variant as it is, and not of vanilla with a mediated PMU."""
-    return one.context.get("setup") != "mediated"
+    return one.where.get("setup") != "mediated"
 
 
 def patched() -> tuple[list[Measurement], Plan]:
     """A healthy run with the variant off, which equals vanilla."""
-    off = [dataclasses.replace(one, variant="off") for one in healthy() if plain(one)]
+    off = [changed(one, variant="off") for one in healthy() if plain(one)]
     tests = ("lspci", "vmexit", "p2p")
     rows = [*healthy(), *off]
-    return [*rows, *compared(rows)], plan_all(tests, ("vanilla", "off"), testbed="amd")
+    return [*rows, *compared(rows)], made.plan(tests, ["vanilla", "off"], testbed="amd")
 
 
 def test_off_that_equals_vanilla_passes(defaults: tuple[Check, ...]) -> None:
@@ -619,21 +657,16 @@ def test_off_that_equals_vanilla_passes(defaults: tuple[Check, ...]) -> None:
 
 
 def switched_on(
-    series: str, changed: dict[tuple[str, str | None], float], key: str
+    series: str, others: dict[tuple[str, str | None], float], key: str
 ) -> tuple[list[Measurement], Plan]:
-    """A healthy run with a series on; ``changed`` is by name and the context's ``key``."""
+    """A healthy run with a series on; ``others`` are values by name and the context's ``key``."""
     rows = healthy()
     on = []
     for one in filter(plain, rows):
-        value = changed.get((one.name, one.context.get(key)))
+        value = others.get((one.name, one.context.get(key)))
         values = one.values if value is None else tuple(float(value) for _ in one.values)
-        on.append(dataclasses.replace(one, variant="on", series=series, values=values))
-    plan = dataclasses.replace(
-        PLAN,
-        variants=("vanilla", "on"),
-        series=(series,),
-        names=plan_all(PLAN.tests, ("vanilla", "on")).names,
-    )
+        on.append(changed(one, variant="on", series=series, values=values))
+    plan = made.plan(TESTS, ["vanilla", Config("on", series)], testbed="amd")
     return [*rows, *on], plan
 
 
@@ -670,8 +703,9 @@ def passed_through(**spoilt: float) -> tuple[list[Measurement], Plan]:
             values = (spoilt["leak"],) * 3
         if one.context.get("host") == "busy" and "error" in spoilt:
             values = (0.0, spoilt["error"])
-        on.append(dataclasses.replace(one, variant="on", series="pmu-passthrough", values=values))
-    _, plan = switched_on("pmu-passthrough", {}, "agent")
+        on.append(changed(one, variant="on", series="pmu-passthrough", values=values))
+    on_config = Config("on", "pmu-passthrough", tests=("vmexit",))
+    plan = made.plan(TESTS, ["vanilla", on_config], testbed="amd")
     return [*healthy(), *on], plan
 
 
@@ -700,7 +734,7 @@ def test_on_intel_no_agent_exits_for_counters(
     context = {"agent": "fixed", "setup": "mediated", "fixed_counters": "3"}
     mine.append(row(12, name=name, **context))
     fixed = row(exits, name=name, agent="fixed", fixed_counters=counters_on)
-    mine.append(dataclasses.replace(fixed, variant="on", series="pmu-passthrough"))
+    mine.append(changed(fixed, variant="on", series="pmu-passthrough"))
     plan = dataclasses.replace(plan, testbed="intel")
     results = {result.name: result.status for result in judge(defaults, mine, (), (), plan)}
     assert results["pmu-passthrough.counters-take-no-exit"] == status
@@ -842,7 +876,7 @@ def test_one_exit_more_in_off_fails(
     rows, plan = patched()
     spoiled = [
         dataclasses.replace(one, values=tuple(value + 1 for value in one.values))
-        if one.variant == "off" and one.name == name and context.items() <= one.context.items()
+        if one.variant == "off" and one.name == name and context.items() <= one.where.items()
         else one
         for one in rows
     ]
@@ -963,7 +997,6 @@ def test_each_default_check_can_fail(
 
 def direct() -> tuple[list[Measurement], Plan]:
     """A healthy run with the variant on of direct-p2p: two set-ups, and nothing but p2p."""
-    template = healthy()[0]
     rows = []
     for setup, taken in (("iommufd", "redirected"), ("direct", "direct")):
         values: dict[str, float] = {
@@ -978,18 +1011,16 @@ def direct() -> tuple[list[Measurement], Plan]:
             where = {"setup": setup, "ram": place}
             found += [("p2p.ram_bytes", 1 << 20, where), ("p2p.ram_corrupt_bytes", 0, where)]
         rows += [
-            dataclasses.replace(
-                template,
-                name=name,
-                variant="on",
-                series="direct-p2p",
-                values=(float(value), float(value)),
-                context=context,
-            )
+            row(value, value, name=name, variant="on", series="direct-p2p", **context)
             for name, value, context in found
         ]
-    plan = plan_all(("p2p",), ("vanilla", "on"), testbed="amd", series=("direct-p2p",))
-    names = {"vanilla": plan.names["vanilla"], "on": frozenset(row.name for row in rows)}
+    on = Config("on", "direct-p2p", tests=("p2p",), setups=("iommufd", "direct"))
+    plan = made.plan(("p2p",), ["vanilla", on], testbed="amd")
+    # what these checks do not look at
+    names = {
+        key: names & {one.name for one in rows} if key[0].variant == "on" else names
+        for key, names in plan.names.items()
+    }
     return [*healthy(), *rows], dataclasses.replace(plan, names=names)
 
 
@@ -1024,7 +1055,7 @@ def test_peers_that_do_not_fail(
     rows, plan = direct()
     spoilt = [
         dataclasses.replace(one, values=(float(value), *one.values[1:]))
-        if (one.name, one.variant, one.context.get("setup")) == (name, "on", setup)
+        if (one.name, one.variant, one.where.get("setup")) == (name, "on", setup)
         else one
         for one in rows
     ]
@@ -1034,8 +1065,9 @@ def test_peers_that_do_not_fail(
 
 def test_a_direct_set_up_that_broke_is_an_error(defaults: tuple[Check, ...]) -> None:
     rows, plan = direct()
-    left = [one for one in rows if one.context.get("setup") != "direct"]
-    missing = [Missing("p2p", "on", "set-up direct: QEMU did not start", ("p2p.bytes_direct",))]
+    left = [one for one in rows if one.where.get("setup") != "direct"]
+    subject = Subject("on", "direct-p2p", "direct")
+    missing = [Missing("p2p", subject, "QEMU did not start", ("p2p.bytes_direct",))]
     results = {result.name: result.status for result in judge(defaults, left, missing, (), plan)}
     assert results["direct-p2p.all-bytes-direct"] == "error"
 
@@ -1058,12 +1090,12 @@ def imc_rows(**spoilt: float) -> list[Measurement]:
         for counter in COUNTERS:
             value = spoilt.get(name, usual) if counter == "programmed" else usual
             one = row(value, usual, name=f"imc.{name}", variant="on", counter=counter)
-            rows.append(dataclasses.replace(one, series="uncore-pmu"))
+            rows.append(changed(one, series="uncore-pmu"))
     return rows
 
 
 def imc_results(defaults: tuple[Check, ...], rows: list[Measurement]) -> dict[str, str]:
-    plan = plan_all(("imc",), ("on",), testbed="amd", series=("uncore-pmu",))
+    plan = made.plan(("imc",), [Config("on", "uncore-pmu", tests=("imc",))], testbed="amd")
     found = judge(defaults, rows, (), (), plan)
     return {
         one.name.removeprefix("uncore-pmu."): one.status

@@ -24,7 +24,7 @@ def status(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
     [
         (["rnu"], "invalid choice: 'rnu'", "--help"),
         (["run", "--only", "lspic"], "there is no test 'lspic'", "'lspci'"),
-        (["run", "--only", "imc", "--variant", "vanilla"], "measured by 'imc'", "series.yaml"),
+        (["run", "--only", "imc", "--variant", "vanilla"], "runs the test 'imc'", "series.yaml"),
         (["run", "--variant", "vanila"], "there is no variant 'vanila'", "'vanilla'"),
         (["run", "--host", "gpu1", "--inventory", "/no/such.yaml"], "no inventory", "docs/"),
         (["run", "--host", "", "--inventory", "/no/such.yaml"], "no inventory", "docs/"),

@@ -6,24 +6,19 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+from typing import Any
 
 import pytest
+from lib import results as made
 from rich.console import Console
 
 from nearmetal.core.errors import UsageError
-from nearmetal.core.model import Measurement, Provenance, Report, RunInfo
+from nearmetal.core.model import Measurement, Report, RunInfo
 from nearmetal.report.compare import Comparison, compare, render_rich, render_text, summary
 
 
-def row(
-    *values: float,
-    name: str = "lspci.exits",
-    unit: str = "exits",
-    provenance: Provenance = "emulated",
-    series: str | None = None,
-    **context: str,
-) -> Measurement:
-    return Measurement(name, "vanilla", unit, values, provenance, series=series, context=context)
+def row(*values: float, name: str = "lspci.exits", **keys: Any) -> Measurement:
+    return made.row(*values, name=name, **keys)
 
 
 def report(*rows: Measurement, run: str = "run-1") -> Report:
@@ -122,7 +117,7 @@ def test_the_text_is_fit_for_a_mail() -> None:
     text = render_text(compare(a, report(*cached, run="run-2"), 0.05))
     assert text.isascii()
     assert all(len(line) <= 78 and line == line.rstrip() for line in text.splitlines())
-    for words in ("a: run-1", "b: run-2", "amd cf8", "768", "192", "0.250", "better", "5 % apart"):
+    for words in ("a: run-1", "b: run-2", "cf8 amd", "768", "192", "0.250", "better", "5 % apart"):
         assert words in text
     assert text.endswith("2 better\n")
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from lib import results as made
 
 from nearmetal.core.errors import MeasurementError
 from nearmetal.core.model import Measurement, Variant
-from nearmetal.measure.instructions import Interval, clean, compared, parse, summary, undisturbed
+from nearmetal.measure.lspci.instructions import compared
+from nearmetal.probes.instructions import Interval, clean, parse, summary, undisturbed
 
 LOG = (Path(__file__).parent / "data" / "instructions" / "cf8-vanilla.log").read_text()
 """Forty reads of a config dword in vanilla, as the plugin logged them under load."""
@@ -79,8 +81,7 @@ def test_a_broken_log_is_refused(log: str, said: str) -> None:
 
 def row(variant: Variant, path: str, *values: float, series: str | None = None) -> Measurement:
     name = "lspci.dword_instructions"
-    context = {"path": path, "testbed": "amd"}
-    return Measurement(name, variant, "instructions", values, "emulated", series, context=context)
+    return made.row(*values, name=name, variant=variant, series=series, path=path, testbed="amd")
 
 
 def test_ratios_are_to_vanilla_s_row_of_the_same_context() -> None:
@@ -95,5 +96,5 @@ def test_ratios_are_to_vanilla_s_row_of_the_same_context() -> None:
     assert [(one.variant, one.values) for one in found] == [("off", (1.0,)), ("on", (3.0,))]
     assert all(one.derived and one.unit == "times" for one in found)
     assert found[1].series == "pci-config-cache"
-    assert found[1].context == {"path": "cf8", "testbed": "amd"}
+    assert found[1].where == {"path": "cf8", "testbed": "amd"}
     assert compared(rows[2:]) == []

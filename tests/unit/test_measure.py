@@ -4,11 +4,10 @@
 import pytest
 
 from nearmetal.core.errors import MeasurementError, UsageError
-from nearmetal.measure.catalogue import CATALOGUE, GUEST_SETUPS
+from nearmetal.measure import p2p, registry
 from nearmetal.measure.lspci import ecam_page, ecam_window, functions, kinds
 from nearmetal.measure.p2p import (
     ANYWHERE,
-    SETUPS,
     bandwidth,
     beside,
     check_redirected,
@@ -18,7 +17,7 @@ from nearmetal.measure.p2p import (
 from nearmetal.patches.variants import Config
 from nearmetal.pci.layout import Range
 from nearmetal.probes import routes
-from nearmetal.runs.execute import TEST_CASES, measured_by, resolve_tests
+from nearmetal.runs.plan import measured_by, resolve_tests
 
 IOMEM = """\
 00000000-00000fff : Reserved
@@ -146,21 +145,29 @@ def test_a_variant_with_set_ups_is_measured_by_p2p_alone() -> None:
     assert measured_by(Config("on", "direct-p2p", tests=("p2p",)), ("lspci",)) == ()
 
 
-def test_set_ups_of_guests_are_known() -> None:
-    assert set(GUEST_SETUPS) <= set(SETUPS)
-    assert [name for name, setup in SETUPS.items() if setup.direct] == ["direct"]
+def test_every_set_up_of_p2p_has_its_way() -> None:
+    assert set(p2p.WAYS) == set(registry.setups_of(p2p.TEST))
+    assert [name for name, way in p2p.WAYS.items() if way.direct] == ["direct"]
 
 
-def test_every_test_measures_what_the_catalogue_says() -> None:
-    for name, case in TEST_CASES.items():
-        names = {entry.name for entry in CATALOGUE.values() if entry.test == name}
-        assert {*case.names, *case.testbed_names, *case.tool_names} == names
-        assert {one for one in names if CATALOGUE[one].asked} == set(case.tool_names)
+def test_set_ups_that_a_series_may_name() -> None:
+    assert registry.series_setups(("p2p",)) == ("iommu", "iommufd", "direct")
+    assert registry.series_setups(("vmexit", "lspci")) == ()
+
+
+def test_context_that_a_metric_does_not_declare_is_refused() -> None:
+    metric = registry.metrics()["lspci.exits"]
+    assert metric.allows("path", "cf8")
+    assert not metric.allows("path", "cf9")
+    assert not metric.allows("pth", "cf8")
+    assert registry.metrics()["p2p.read_mib_s"].allows("block", "262144")
+    assert not registry.metrics()["p2p.read_mib_s"].allows("block", "256k")
+    assert registry.metrics()["p2p.tool_gb_s"].allows("whatever", "else")
 
 
 def test_unknown_test_names_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         resolve_tests(["lspic"])
     assert "'lspci'" in str(caught.value.hint)
-    assert resolve_tests([]) == ("lspci", "vmexit", "p2p", "imc")
+    assert resolve_tests([]) == ("lspci", "vmexit", "p2p", "tools", "imc")
     assert resolve_tests(["p2p", "lspci"]) == ("lspci", "p2p")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nearmetal.measure import pmu
-from nearmetal.measure.catalogue import CATALOGUE
+from nearmetal.measure import registry, vmexit
+from nearmetal.measure.vmexit import counters as pmu
 from nearmetal.measure.vmexit import pmu_exits
 from nearmetal.probes.tracing import parse_exits
 
@@ -73,7 +73,7 @@ def test_every_agent_is_in_a_row_of_its_own() -> None:
     names = [agent.name for agent in pmu.agents(amd=True)]
     assert names == ["multiplex", "tasks", "profile", "rdpmc", "selectors"]
     assert [agent.name for agent in pmu.agents(amd=False)] == [*names, "fixed"]
-    assert {*pmu.NAMES, *pmu.TESTBED_NAMES} <= set(CATALOGUE)
+    assert set(vmexit.TEST.names) <= set(registry.metrics())
 
 
 def test_only_where_writes_must_exit_is_an_agent_without_exits_run_again() -> None:

@@ -14,14 +14,18 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from lib import results as made
 from rich.console import Console
 
 from nearmetal.core.errors import EnvironmentBroken, UsageError
-from nearmetal.core.model import Build, CheckResult, Measurement, Report, RunInfo
-from nearmetal.report.document import find_logs, junit, publish, read, write, write_atomically
-from nearmetal.report.page import PLOTS, draw, render_html
+from nearmetal.core.model import Build, CheckResult, Report, RunInfo
+from nearmetal.core.text import number
+from nearmetal.measure import registry
+from nearmetal.report.document import find_logs, publish, read, write, write_atomically
+from nearmetal.report.junit import junit
+from nearmetal.report.page import render_html
+from nearmetal.report.plot import draw
 from nearmetal.report.tables import (
-    number,
     render_readme_table,
     render_terminal,
     update_readme,
@@ -46,28 +50,15 @@ REPORT = Report(
         Build("emulator", "vanilla", "qemu 10.0.13", "cd" * 32, ("tcg-core-pmu",), "amd"),
     ),
     measurements=(
-        Measurement(
-            "lspci.exits",
-            "vanilla",
-            "exits",
-            (768.0, 768.0),
-            "emulated",
-            context={"testbed": "amd", "path": "cf8"},
-        ),
-        Measurement(
-            "lspci.userspace_exits",
-            "on",
-            "exits",
-            (64.0,),
-            "emulated",
-            series="pci-config-cache",
+        made.row(768, 768, name="lspci.exits", testbed="amd", path="cf8"),
+        dataclasses.replace(
+            made.row(
+                64, name="lspci.userspace_exits", variant="on", series="pci-config-cache",
+                testbed="amd", path="cf8",
+            ),
             derived=True,
-            context={"testbed": "amd", "path": "cf8"},
         ),
-        Measurement(
-            "p2p.read_mib_s", "vanilla", "MiB/s", (40.5, 41.25, 44.0), "emulated",
-            context={"testbed": "amd", "setup": "iommu"},
-        ),
+        made.row(40.5, 41.25, 44.0, name="p2p.read_mib_s", testbed="amd", setup="iommu"),
     ),
     checks=(
         CheckResult("lspci.good", "pass", "median x = 1", "1", "because"),
@@ -110,8 +101,8 @@ def test_the_format_is_the_designs(tmp_path: Path) -> None:
 
 
 def test_what_json_cannot_hold_becomes_null_and_comes_back_as_nan(tmp_path: Path) -> None:
-    row = Measurement("lspci.exits", "vanilla", "exits", (math.inf, 1.0), "emulated")
-    empty = Measurement("lspci.pass_us", "vanilla", "us", (), "emulated")
+    row = made.row(math.inf, 1.0, name="lspci.exits")
+    empty = made.row(name="lspci.pass_us")
     write(dataclasses.replace(REPORT, measurements=(row, empty)), tmp_path)
     text = (tmp_path / "report.json").read_text()
     assert not re.search("NaN|Infinity", text)
@@ -397,12 +388,12 @@ def test_a_page_of_an_empty_run_says_so() -> None:
 
 
 def test_a_plot_has_units_provenance_values_and_the_pages_colours() -> None:
-    plot = next(plot for plot in PLOTS if "p2p.read_mib_s" in plot.bars)
-    svg = draw(plot, REPORT.measurements, prefix="a")
+    (plot,) = registry.tests()["p2p"].plots
+    svg = draw(plot, REPORT.measurements)
     assert svg.startswith("<svg")
     for text in ("MiB/s", "emulated", ">41.25<", 'role="img"', "currentColor"):
         assert text in svg
-    assert draw(plot, REPORT.measurements[:1], prefix="a") == ""
+    assert draw(plot, REPORT.measurements[:1]) == ""
 
 
 def test_links_are_to_all_files_but_the_reports_own(tmp_path: Path) -> None:

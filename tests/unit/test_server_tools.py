@@ -8,98 +8,43 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from lib import fakes
+from lib.fakes import FACTS, LocalShell, QuietHost
 
+from nearmetal.core.cache import Cache
 from nearmetal.core.errors import MeasurementError, UsageError
-from nearmetal.core.model import Measurement
+from nearmetal.core.model import Measurement, Missing, Skipped, Subject, Variant
 from nearmetal.core.settings import Settings
-from nearmetal.judging import checks
+from nearmetal.judging.load import load_checks
 from nearmetal.machines import inventory
-from nearmetal.machines.guest import Guest, GuestParts
-from nearmetal.machines.host import Facts, Host
+from nearmetal.machines.equipment import Equipment
+from nearmetal.machines.host import Host
 from nearmetal.machines.inventory import End, Server, Tool
-from nearmetal.machines.shell import Address, Result, Shell
-from nearmetal.measure import tools
-from nearmetal.measure.catalogue import CATALOGUE
+from nearmetal.machines.shell import Address, Shell
+from nearmetal.measure import p2p, tools
+from nearmetal.measure.api import Unit
+from nearmetal.measure.bench import Bench
 from nearmetal.patches.variants import Config
 from nearmetal.pci.layout import Range, around
 from nearmetal.probes import topology
-from nearmetal.runs import execute as run
+from nearmetal.runs import execute
+from nearmetal.runs import plan as plans
 
 DATA = Path(__file__).parent / "data"
 PEER, DISK = "0000:03:00.0", "0000:04:00.0"
-
-
-class LocalChannel:
-    """What ``Running`` shows of a channel, over a process here."""
-
-    def __init__(self, command: str) -> None:
-        self.process = subprocess.Popen(
-            ["sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-
-    def recv_ready(self) -> bool:
-        return self.process.poll() is not None
-
-    def recv(self, size: int) -> bytes:
-        assert self.process.stdout
-        return self.process.stdout.read(size)
-
-
-class LocalRunning:
-    def __init__(self, command: str) -> None:
-        self.channel = LocalChannel(command)
-
-    @property
-    def ended(self) -> bool:
-        return self.channel.process.poll() is not None
-
-    def close(self) -> None:
-        assert self.channel.process.stdin
-        self.channel.process.stdin.close()
-        self.channel.process.wait(10)
-
-
-class LocalShell:
-    """A Shell whose machine is this one."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.started: list[LocalRunning] = []
-
-    def run(
-        self, command: str, *, deadline_s: float = 60.0, check: bool = True, **_: Any
-    ) -> Result:
-        done = subprocess.run(
-            ["sh", "-c", command], capture_output=True, text=True, timeout=deadline_s, check=check
-        )
-        return Result(command, done.returncode, done.stdout, done.stderr)
-
-    def read(self, path: str) -> str:
-        return Path(path).read_text()
-
-    def start(self, command: str) -> LocalRunning:
-        self.started.append(LocalRunning(command))
-        return self.started[-1]
-
-
-def row(name: str, values: Iterable[float], **context: str) -> Measurement:
-    unit = CATALOGUE[name].unit
-    return Measurement(name, "vanilla", unit, tuple(values), "emulated", context=context)
 
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     recorded = topology.parse((DATA / "topology" / "survey-vfio.txt").read_text())
     monkeypatch.setattr(topology, "survey", lambda shell: recorded)
-    facts = Facts("7.3", "cpu", "QEMU", "q35", True, "kvm_amd", 4096)
-    return Host(cast(Shell, LocalShell("gpu1")), facts, "/nowhere")
+    return QuietHost(cast(Shell, LocalShell("gpu1")), FACTS, "/nowhere")
 
 
 def program(tmp_path: Path, name: str, body: str) -> str:
@@ -113,8 +58,28 @@ def sample(name: str) -> Path:
     return DATA / "tools" / name
 
 
-def measured(host: Host, tool: Tool, logs: Path) -> tools.Outcome:
-    return tools.measure(host, cast(Shell, LocalShell("guest")), [tool], row, logs, "vanilla")
+@dataclasses.dataclass
+class Outcome:
+    """What tools gave, by kind."""
+
+    rows: list[Measurement]
+    missing: list[tuple[str, str]]
+    skipped: list[str]
+
+
+def measured(host: Host, *every: Tool, logs: Path, variant: Variant = "vanilla") -> Outcome:
+    there = Equipment(tools=every, machines=host.equipment.machines)
+    host.equipment = there
+    series = "x" if variant == "on" else None
+    setup = p2p.PLAIN if any(tool.in_guest for tool in every) else tools.OUTSIDE
+    unit = Unit(Subject(variant, series, setup.name))
+    bench = Bench(host, fakes.guest(host), None, unit, logs, setup)
+    found = tools.measure(bench)
+    return Outcome(
+        [one for one in found if isinstance(one, Measurement)],
+        [(one.reason, one.detail) for one in found if isinstance(one, Missing)],
+        [one.reason for one in found if isinstance(one, Skipped)],
+    )
 
 
 def one_end(kind: str, command: str, **more: Any) -> Tool:
@@ -128,7 +93,7 @@ def test_nvbandwidth(host: Host, tmp_path: Path) -> None:
         program(tmp_path, "nvbandwidth", line),
         tests=("device_to_device_latency_sm",),
     )
-    outcome = measured(host, tool, tmp_path)
+    outcome = measured(host, tool, logs=tmp_path)
     assert (outcome.missing, outcome.skipped) == ([], [])
     assert (tmp_path / "asked").read_text() == "-j -t device_to_device_latency_sm\n"
     assert [one.name for one in outcome.rows] == [tools.BANDWIDTH] * 4 + [tools.LATENCY] * 2
@@ -143,13 +108,13 @@ def test_nvbandwidth(host: Host, tmp_path: Path) -> None:
         "ats": "absent/on",
         "relaxed_ordering": "off",
     }
-    assert (tmp_path / "vanilla-tool-0-nvbandwidth-1.out").read_text().startswith("{")
+    assert (tmp_path / "vanilla-iommu-tool-0-nvbandwidth-1.out").read_text().startswith("{")
 
 
 def test_the_cuda_sample(host: Host, tmp_path: Path) -> None:
     name = sample("from-source-p2pBandwidthLatencyTest.out")
     tool = one_end("p2pBandwidthLatencyTest", program(tmp_path, "p2p", f"cat {name}"))
-    outcome = measured(host, tool, tmp_path)
+    outcome = measured(host, tool, logs=tmp_path)
     assert outcome.missing == []
     assert len(outcome.rows) == 36
 
@@ -172,12 +137,12 @@ def test_nccl_by_its_file_or_its_table(host: Host, tmp_path: Path, writes: bool)
     if not writes:
         body = body.replace("--output_file", "")
     tool = one_end("nccl-tests", program(tmp_path, "all_reduce_perf", body), gpus=8)
-    outcome = measured(host, tool, tmp_path)
+    outcome = measured(host, tool, logs=tmp_path)
     assert outcome.missing == []
     assert [one.values for one in outcome.rows] == [
         (one,) * 2 for one in (22.57, 22.61, 40.1, 40.3)
     ]
-    kept = tmp_path / "vanilla-tool-0-all_reduce_perf-0.json"
+    kept = tmp_path / "vanilla-iommu-tool-0-all_reduce_perf-0.json"
     assert kept.exists() == writes
     assert not writes or "SECRET_TOKEN" not in kept.read_text()
 
@@ -215,7 +180,7 @@ def perftest(tmp_path: Path, server: str = "pass", client: str = "pass") -> Tool
 
 
 def test_perftest_has_two_ends(host: Host, tmp_path: Path) -> None:
-    outcome = measured(host, perftest(tmp_path), tmp_path)
+    outcome = measured(host, perftest(tmp_path), logs=tmp_path)
     assert outcome.missing == []
     (found,) = outcome.rows
     assert found.values == (0.18 / 8,)
@@ -226,11 +191,13 @@ def test_perftest_has_two_ends(host: Host, tmp_path: Path) -> None:
     server, client = (tmp_path / "words").read_text().splitlines()
     assert server.startswith("-d mlx5_1 -F --report_gbits -p 18")
     assert client.startswith("-d mlx5_0 --use_cuda=0 --use_cuda_dmabuf -F --report_gbits -p 18")
-    assert (tmp_path / "vanilla-tool-0-ib_write_bw-0.json").exists()
+    assert (tmp_path / "vanilla-iommu-tool-0-ib_write_bw-0.json").exists()
 
 
 def test_perftest_whose_client_fails_leaves_no_server(host: Host, tmp_path: Path) -> None:
-    outcome = measured(host, perftest(tmp_path, client="sys.exit(' Unable to reg MR')"), tmp_path)
+    outcome = measured(
+        host, perftest(tmp_path, client="sys.exit(' Unable to reg MR')"), logs=tmp_path
+    )
     assert outcome.rows == []
     ((reason, _),) = outcome.missing
     assert reason == "perftest on guest: Unable to reg MR"
@@ -241,7 +208,7 @@ def test_perftest_whose_client_fails_leaves_no_server(host: Host, tmp_path: Path
 def test_perftest_whose_client_never_comes_leaves_no_server(host: Host, tmp_path: Path) -> None:
     tool = perftest(tmp_path, client="import time; time.sleep(60)")
     begun = time.monotonic()
-    outcome = measured(host, dataclasses.replace(tool, deadline_s=2), tmp_path)
+    outcome = measured(host, dataclasses.replace(tool, deadline_s=2), logs=tmp_path)
     assert time.monotonic() - begun < 20
     ((reason, _),) = outcome.missing
     assert "did not end within 2 s on guest" in reason
@@ -250,14 +217,14 @@ def test_perftest_whose_client_never_comes_leaves_no_server(host: Host, tmp_path
 
 def test_perftest_whose_server_does_not_start(host: Host, tmp_path: Path) -> None:
     tool = perftest(tmp_path, server="print(' Did not detect devices '); sys.exit(1)")
-    ((reason, _),) = measured(host, tool, tmp_path).missing
+    ((reason, _),) = measured(host, tool, logs=tmp_path).missing
     assert reason == "perftest on gpu1: Did not detect devices"
 
 
 @pytest.mark.parametrize("optional", [False, True])
 def test_a_tool_that_is_not_installed(host: Host, tmp_path: Path, optional: bool) -> None:
     tool = one_end("nvbandwidth", "nvbandwidth-is-not-here", optional=optional)
-    outcome = measured(host, tool, tmp_path)
+    outcome = measured(host, tool, logs=tmp_path)
     reason = "nvbandwidth: guest has no program nvbandwidth-is-not-here"
     assert outcome.rows == []
     assert outcome.missing == ([] if optional else [(reason, "")])
@@ -269,8 +236,7 @@ def test_a_tool_that_fails_is_an_error_and_the_next_one_runs(host: Host, tmp_pat
     name = sample("from-source-p2pBandwidthLatencyTest.out")
     good = one_end("p2pBandwidthLatencyTest", program(tmp_path, "good", f"cat {name}"))
     fails = one_end("p2pBandwidthLatencyTest", program(tmp_path, "fails", f"cat {name}; exit 1"))
-    shell = cast(Shell, LocalShell("guest"))
-    outcome = tools.measure(host, shell, [broken, good, fails], row, tmp_path, "on")
+    outcome = measured(host, broken, good, fails, logs=tmp_path, variant="on")
     assert [reason for reason, _ in outcome.missing] == [
         "nvbandwidth: it ended with status 3 on guest",
         "p2pBandwidthLatencyTest: it ended with status 1 on guest",
@@ -289,7 +255,7 @@ def test_acs_that_changes_meanwhile_is_an_error(
     monkeypatch.setattr(topology, "survey", lambda shell: next(answers))
     name = sample("from-source-p2pBandwidthLatencyTest.out")
     tool = one_end("p2pBandwidthLatencyTest", program(tmp_path, "p2p", f"cat {name}"))
-    ((reason, _),) = measured(host, tool, tmp_path).missing
+    ((reason, _),) = measured(host, tool, logs=tmp_path).missing
     assert "changed meanwhile" in reason
     assert "SV+RR+CR+UF/SV+UF" in reason
 
@@ -297,7 +263,7 @@ def test_acs_that_changes_meanwhile_is_an_error(
 def test_a_function_that_the_host_lacks_is_an_error(host: Host, tmp_path: Path) -> None:
     tool = one_end("nvbandwidth", "true")
     tool = dataclasses.replace(tool, functions=("0000:77:00.0",))
-    ((reason, _),) = measured(host, tool, tmp_path).missing
+    ((reason, _),) = measured(host, tool, logs=tmp_path).missing
     assert "no PCI function 0000:77:00.0" in reason
 
 
@@ -305,9 +271,9 @@ def test_a_machine_that_does_not_answer_is_an_error(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tools, "_LOGIN_S", 0.5)
-    host.machines = {"vm1": Address("127.0.0.1", 1)}
+    host.equipment = Equipment(machines={"vm1": Address("127.0.0.1", 1)})
     tool = dataclasses.replace(one_end("nvbandwidth", "true"), ends=(End("vm1"),))
-    ((reason, _),) = measured(host, tool, tmp_path).missing
+    ((reason, _),) = measured(host, tool, logs=tmp_path).missing
     assert "no SSH at root@127.0.0.1:1" in reason
 
 
@@ -318,7 +284,7 @@ if [ -e {tmp_path}/ran ]; then sed s/latency_sm/latency_ce/ {full}; else cat {fu
 touch {tmp_path}/ran"""
     tool = one_end("nvbandwidth", program(tmp_path, "nv", body))
     tool = dataclasses.replace(tool, tests=("device_to_device_memcpy_write_ce",))
-    ((reason, _),) = measured(host, tool, tmp_path).missing
+    ((reason, _),) = measured(host, tool, logs=tmp_path).missing
     assert "not every run gave" in reason
 
 
@@ -330,36 +296,54 @@ ON = dataclasses.replace(OUTSIDE, variant="on", series="direct-p2p")
 PLAN = (Config("vanilla"), Config("on", "direct-p2p"))
 
 
-def server(*asked: Tool) -> Server:
-    return Server("gpu1", Address("192.0.2.1"), tools=asked)
+ON_TWO = ("on-iommu-direct-p2p", "on-outside-direct-p2p")
 
 
 @pytest.mark.parametrize(
     ("asked", "plan", "left_out", "planned"),
     [
-        (None, PLAN, ["only a server's inventory"] * 2, set()),
-        (server(), PLAN, ["names no tool for vanilla", "names no tool for on"], set()),
-        (server(INSIDE), PLAN, [], {"vanilla", "on"}),
-        (server(OUTSIDE), PLAN, ["names no tool for on"], {"vanilla"}),
-        (server(ON), PLAN, ["names no tool for vanilla"], {"on"}),
+        (None, PLAN, ["only a server's inventory"] * 4, set()),
         (
-            server(ON),
+            (),
+            PLAN,
+            [f"names no tool for {one}" for one in ("vanilla-iommu", "vanilla-outside", *ON_TWO)],
+            set(),
+        ),
+        (
+            (INSIDE,),
+            PLAN,
+            ["names no tool for vanilla-outside", f"names no tool for {ON_TWO[1]}"],
+            {"vanilla-iommu", ON_TWO[0]},
+        ),
+        (
+            (OUTSIDE,),
+            PLAN,
+            [f"names no tool for {one}" for one in ("vanilla-iommu", *ON_TWO)],
+            {"vanilla-outside"},
+        ),
+        (
+            (ON,),
             PLAN[:1],
-            ["names no tool for vanilla", "is for on of direct-p2p, which is not part"],
+            [
+                "names no tool for vanilla-iommu",
+                "names no tool for vanilla-outside (nvbandwidth is for on of direct-p2p)",
+            ],
             set(),
         ),
     ],
 )
 def test_tools_that_are_not_asked_for_are_declared(
-    asked: Server | None, plan: tuple[Config, ...], left_out: list[str], planned: set[str]
+    asked: tuple[Tool, ...] | None,
+    plan: tuple[Config, ...],
+    left_out: list[str],
+    planned: set[str],
 ) -> None:
-    found = run.tools_left_out(asked, ("p2p",), plan)
-    assert len(found) == len(left_out)
-    for skip, words in zip(found, left_out, strict=True):
+    there = plans.equipment_of("amd") if asked is None else Equipment(tools=asked)
+    found = plans.expected(plans.work(plan, ("tools",), there), there)
+    assert [one.names for one in found.skipped] == [tools.NAMES] * len(left_out)
+    for skip, words in zip(found.skipped, left_out, strict=True):
         assert words in skip.reason
-    variants = {config.variant for config in plan}
-    assert {one for one in variants if run.tools_planned(asked, one, {"p2p"})} == planned
-    assert run.tools_left_out(asked, ("lspci",), plan) == []
+    assert {subject.label for (subject, _), names in found.names.items() if names} == planned
 
 
 # --- the inventory ---------------------------------------------------------------------------
@@ -420,7 +404,7 @@ def test_checks_of_the_documentation_can_be_used(tmp_path: Path, page: str) -> N
     example = text[text.index("```yaml\nschema: 1") + len("```yaml\n") :]
     path = tmp_path / "checks.yaml"
     path.write_text(example[: example.index("```")])
-    assert len(checks.load_checks(path)) == 1
+    assert len(load_checks(path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -466,7 +450,7 @@ def test_two_tools_whose_results_nothing_tells_apart(tmp_path: Path) -> None:
 def test_label_of_a_tool_is_in_the_context(host: Host, tmp_path: Path) -> None:
     name = sample("from-source-p2pBandwidthLatencyTest.out")
     command = program(tmp_path, "p2p", f"cat {name}")
-    outcome = measured(host, one_end("p2pBandwidthLatencyTest", command, label="sm"), tmp_path)
+    outcome = measured(host, one_end("p2pBandwidthLatencyTest", command, label="sm"), logs=tmp_path)
     assert {one.context["label"] for one in outcome.rows} == {"sm"}
 
 
@@ -474,15 +458,10 @@ def test_label_of_a_tool_is_in_the_context(host: Host, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def job(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run._Job:
-    """A run on a server without an NVMe pair, whose guests are this machine's shell."""
-
-    @contextlib.contextmanager
-    def guest(there: Host, parts: Any, *, logs: Path, label: str) -> Iterator[Any]:
-        up = object.__new__(Guest)
-        up.boot_retries, up.shell = 0, cast(Shell, LocalShell("guest"))
-        monkeypatch.setattr(up, "check", lambda: None, raising=False)
-        yield up
+def lab(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[fakes.FakeLab, Host, Path]:
+    """A server without an NVMe pair, whose guests are this machine's shell."""
 
     @contextlib.contextmanager
     def nothing(*_: Any) -> Iterator[None]:
@@ -490,65 +469,64 @@ def job(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run._Job
 
     text = f"cat {sample('from-source-nvbandwidth.json')}"
     asked = ("device_to_device_memcpy_write_ce",)
-    host.tools = (one_end("nvbandwidth", program(tmp_path, "nv", text), tests=asked),)
-    host.assign = (PEER, DISK)
-    for name in ("forget_log", "load_kvm"):
-        monkeypatch.setattr(host, name, lambda *_: None, raising=False)
-    for name in ("parameters", "vfio"):
-        monkeypatch.setattr(host, name, nothing, raising=False)
-    monkeypatch.setattr(run, "running_guest", guest)
-    monkeypatch.setattr(run, "counting", nothing)
-    monkeypatch.setattr(run, "guest_parts", lambda *_: GuestParts(*(cast(Any, None),) * 5))
-    monkeypatch.setattr(run.p2p, "layout", lambda _: around([Range(1 << 33, (1 << 33) + 1)], 4096))
+    tool = one_end("nvbandwidth", program(tmp_path, "nv", text), tests=asked)
+    host.equipment = Equipment(tools=(tool,), assign=(PEER, DISK))
+    monkeypatch.setattr(execute, "counting", nothing)
+    monkeypatch.setattr(p2p, "layout", lambda _: around([Range(1 << 33, (1 << 33) + 1)], 4096))
     settings = Settings(tmp_path, tmp_path, tmp_path, testbed="amd")
-    nobody: Any = None
-    return run._Job(settings, nobody, nobody, tmp_path, run._Found())
+    return fakes.FakeLab(settings, Cache(tmp_path)), host, tmp_path
+
+
+DIRECT = Config("on", "direct-p2p", setups=("iommufd", "direct"), tests=("p2p", "tools"))
+
+
+def run_units(
+    lab: tuple[fakes.FakeLab, Host, Path], config: Config
+) -> tuple[execute.Gathered, plans.Expected]:
+    fake, host, logs = lab
+    work = plans.work([config], ("p2p", "tools"), host.equipment)
+    found = execute.Gathered()
+    for guests in plans.grouped(work):
+        for units in guests:
+            execute.measure_units(cast(Any, fake), host, units, logs, found)
+    return found, plans.expected(work, host.equipment)
 
 
 def test_tools_run_in_the_guest_of_a_variant_without_an_nvme_pair(
-    host: Host, job: run._Job
+    lab: tuple[fakes.FakeLab, Host, Path],
 ) -> None:
-    run._measure_variant(job, Config("off"), host, ["p2p"], keep=False)
-    found = job.found
+    found, wanted = run_units(lab, Config("off"))
     assert found.missing == []
-    assert [skip.names for skip in found.skipped] == [run.TEST_CASES["p2p"].names]
+    assert {one.test for one in wanted.skipped} == {"p2p", "tools"}
     assert {row.name for row in found.measurements} == set(tools.NAMES)
     for row_ in found.measurements:
-        assert (row_.variant, row_.context["setup"], row_.context["at"]) == (
-            "off",
-            "iommu",
-            "guest",
-        )
-        assert "testbed" not in row_.context
+        where = row_.where
+        assert (row_.variant, where["setup"], where["at"]) == ("off", "iommu", "guest")
+        assert "testbed" not in where
+    assert wanted.names[Subject("off", None, "iommu"), "tools"] == {tools.BANDWIDTH}
 
 
-def test_tools_run_in_each_set_up_of_a_variant(host: Host, job: run._Job) -> None:
-    config = Config("on", "direct-p2p", setups=("iommufd", "direct"), tests=("p2p",))
-    run._measure_variant(job, config, host, ["lspci", "p2p"], keep=False)
-    assert job.found.missing == []
-    assert {row.context["setup"] for row in job.found.measurements} == {"iommufd", "direct"}
-    assert {row.series for row in job.found.measurements} == {"direct-p2p"}
-    assert not [row for row in job.found.measurements if "testbed" in row.context]
+def test_tools_run_in_each_set_up_of_a_variant(lab: tuple[fakes.FakeLab, Host, Path]) -> None:
+    found, _ = run_units(lab, DIRECT)
+    assert found.missing == []
+    assert {row.subject.setup for row in found.measurements} == {"iommufd", "direct"}
+    assert {row.series for row in found.measurements} == {"direct-p2p"}
 
 
 def test_a_server_without_tools_and_pair_boots_no_guest(
-    host: Host, job: run._Job, monkeypatch: pytest.MonkeyPatch
+    lab: tuple[fakes.FakeLab, Host, Path],
 ) -> None:
-    host.tools = ()
-    monkeypatch.setattr(run, "running_guest", None)
-    config = Config("on", "direct-p2p", setups=("iommufd", "direct"), tests=("p2p",))
-    run._measure_variant(job, config, host, ["lspci", "p2p"], keep=False)
-    assert job.found.measurements == []
-    assert [skip.test for skip in job.found.skipped] == ["p2p"]
+    lab[1].equipment = Equipment()
+    found, wanted = run_units(lab, DIRECT)
+    assert found.measurements == found.missing == lab[0].booted == []
+    assert {skip.test for skip in wanted.skipped} == {"p2p", "tools"}
 
 
 def test_a_guest_that_does_not_come_up_is_an_error_for_its_tools(
-    host: Host, job: run._Job, monkeypatch: pytest.MonkeyPatch
+    lab: tuple[fakes.FakeLab, Host, Path],
 ) -> None:
-    def broken(*_: Any, **__: Any) -> Any:
-        raise MeasurementError("QEMU did not start")
-
-    monkeypatch.setattr(run, "running_guest", broken)
-    run._measure_variant(job, Config("vanilla"), host, ["p2p"], keep=False)
-    (missing,) = job.found.missing
-    assert (missing.reason, missing.names) == ("QEMU did not start", tools.NAMES)
+    lab[0].broken["vanilla"] = MeasurementError("QEMU did not start")
+    found, _ = run_units(lab, Config("vanilla"))
+    (missing,) = found.missing
+    assert (missing.test, missing.reason) == ("tools", "QEMU did not start")
+    assert missing.names == tools.NAMES

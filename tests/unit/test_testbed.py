@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nearmetal.machines.emulators.qemu import read_autopsy
+from nearmetal.machines.emulators.testbed import read_autopsy
 
 DATA = Path(__file__).parent / "data"
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from nearmetal.core.errors import MeasurementError
-from nearmetal.measure.parsers import cuda_p2p, nccl, nvbandwidth, perftest
-from nearmetal.measure.parsers.reading import Reading
+from nearmetal.measure.tools import cuda_p2p, nccl, nvbandwidth, perftest
+from nearmetal.measure.tools.reading import Reading
 
 DATA = Path(__file__).parent / "data" / "tools"
 

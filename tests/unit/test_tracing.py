@@ -7,7 +7,7 @@ import pytest
 
 from nearmetal.core.errors import MeasurementError
 from nearmetal.measure.lspci import config_exits, config_exits_userspace
-from nearmetal.measure.vmexit import is_pmu_msr, pmu_exits
+from nearmetal.measure.vmexit.exits import is_pmu_msr, pmu_exits
 from nearmetal.probes.tracing import KVM_EXIT_IO, KVM_EXIT_X86_PCI_CONFIG, parse_exits, parse_hists
 
 DATA = Path(__file__).parent / "data" / "trace"

@@ -3,13 +3,15 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lib import results as made
 
 from nearmetal.core.errors import UsageError
 from nearmetal.patches.series import Enable, Series
-from nearmetal.patches.variants import available, configs
-from nearmetal.runs.execute import measured_by, with_setups
+from nearmetal.patches.variants import Config, available, configs
+from nearmetal.runs.plan import grouped, measured_by
 
 
 def series(tmp_path: Path, name: str, tree: str, order: int, enable: Enable) -> Series:
@@ -92,15 +94,21 @@ def test_draft_is_in_no_variant(every: list[Series]) -> None:
     assert available([dataclasses.replace(one, draft=True) for one in every]) == ("vanilla",)
 
 
+def labels(*args: Any) -> list[str]:
+    return [f"{one.test.name} {one.subject.label}" for one in made.work(*args)]
+
+
 def test_mediated_pmu_is_a_setup_of_vanilla_for_vmexit(every: list[Series]) -> None:
-    plan = with_setups(configs(every, ("vanilla", "off")), ("lspci", "vmexit"), testbed=True)
-    assert [one.label for one in plan] == ["vanilla", "vanilla-mediated", "off"]
-    assert measured_by(plan[1], ("lspci", "vmexit")) == ("vmexit",)
-    assert plan[1].modules["kvm_amd"] == {"enable_mediated_pmu": "Y"}
-    without = with_setups(configs(every, ("vanilla",)), ("lspci",), testbed=True)
-    assert [one.label for one in without] == ["vanilla"]
-    server = with_setups(configs(every, ("vanilla",)), ("vmexit",), testbed=False)
-    assert [one.label for one in server] == ["vanilla"]
+    plan = configs(every, ("vanilla", "off"))
+    assert labels(("lspci", "vmexit"), plan, "amd") == [
+        *("lspci vanilla", "vmexit vanilla", "vmexit vanilla-mediated"),
+        *("lspci off", "vmexit off"),
+    ]
+    (mediated,) = [
+        one for one in made.work(("vmexit",), plan, "amd") if one.setup.name == "mediated"
+    ]
+    assert mediated.setup.modules["kvm_amd"] == {"enable_mediated_pmu": "Y"}
+    assert labels(("vmexit",), configs(every, ("vanilla",)), None) == ["vmexit vanilla"]
 
 
 def test_on_runs_only_the_tests_that_its_series_names(every: list[Series]) -> None:
@@ -109,6 +117,36 @@ def test_on_runs_only_the_tests_that_its_series_names(every: list[Series]) -> No
     assert [measured_by(one, ("lspci", "vmexit")) for one in plan if one.series == "cache"] == [
         ("vmexit",)
     ]
-    assert with_setups(plan, ("lspci",), testbed=True) == tuple(
-        one for one in plan if one.series != "cache"
-    )
+    assert labels(("lspci",), plan, "amd") == ["lspci on-p2p"]
+
+
+def test_set_ups_that_a_series_names_take_the_plain_one_s_place() -> None:
+    named = Config("on", "direct-p2p", setups=("iommufd", "direct"), tests=("p2p", "tools"))
+    assert labels(("p2p",), [named], "amd") == [
+        "p2p on-iommufd-direct-p2p",
+        "p2p on-direct-direct-p2p",
+    ]
+    assert labels(("tools",), [named], None) == [
+        "tools on-iommufd-direct-p2p",
+        "tools on-direct-direct-p2p",
+        "tools on-outside-direct-p2p",
+    ]
+    assert labels(("p2p",), ["vanilla"], "amd") == [
+        "p2p vanilla-iommu",
+        "p2p vanilla-bare",
+        "p2p vanilla-ats",
+    ]
+    assert labels(("p2p",), ["vanilla"], None) == ["p2p vanilla-iommu"]
+
+
+def test_units_are_grouped_by_host_and_guest() -> None:
+    every = made.work(("lspci", "vmexit", "p2p"), ["vanilla"], "amd")
+    groups = [
+        [[f"{one.test.name} {one.subject.label}" for one in guest] for guest in host]
+        for host in grouped(every)
+    ]
+    assert groups == [
+        [["lspci vanilla", "vmexit vanilla", "p2p vanilla-iommu"], ["vmexit vanilla-mediated"]],
+        [["p2p vanilla-bare"]],
+        [["p2p vanilla-ats"]],
+    ]

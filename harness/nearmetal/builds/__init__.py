@@ -1,2 +1,49 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernels, QEMU, Bochs, images and first file systems, each kept by what went into it."""
+"""Kernels, QEMU, Bochs, images and first file systems, each kept by what went into it.
+
+Nothing here knows of machines or measurements. Patched variants come from the same functions
+with the patches' files in the ingredients.
+"""
+
+from .emulators import QEMU_CONFIGURE, Bochs, Qemu, bochs, counter, qemu, qemu_python
+from .images import (
+    OVMF_CODE,
+    OVMF_VARIABLES,
+    Image,
+    Keys,
+    image,
+    initramfs,
+    keys,
+    ovmf,
+    probes,
+)
+from .linux import Kernel, kernel
+from .recipe import BuildFailed, ccache, first_errors
+from .selftests import iommufd_selftests, kvm_selftests, vfio_selftests
+
+__all__ = [
+    "OVMF_CODE",
+    "OVMF_VARIABLES",
+    "QEMU_CONFIGURE",
+    "Bochs",
+    "BuildFailed",
+    "Image",
+    "Kernel",
+    "Keys",
+    "Qemu",
+    "bochs",
+    "ccache",
+    "counter",
+    "first_errors",
+    "image",
+    "initramfs",
+    "iommufd_selftests",
+    "kernel",
+    "keys",
+    "kvm_selftests",
+    "ovmf",
+    "probes",
+    "qemu",
+    "qemu_python",
+    "vfio_selftests",
+]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shutil
@@ -13,11 +14,15 @@ from pathlib import Path
 from rich.table import Table
 
 from ..core import ui
-from ..core.errors import Exit
+from ..core.cache import Cache
+from ..core.errors import Exit, NearmetalError
 from ..core.settings import Settings
 from ..machines import inventory
 from ..machines.host import Host, reach
+from ..machines.lab import Lab
+from ..patches import series, variants
 from ..probes import topology
+from .common import Commands, server_of, target
 
 TOOLS = {
     "gcc": "build-essential",
@@ -251,19 +256,28 @@ def examine(settings: Settings, server: inventory.Server | None, *, boot: bool) 
 
 def _booted(settings: Settings) -> Finding:
     """Boot the testbed's host and load KVM in it: the proof that virtualization works there."""
-    from ..core.cache import Cache
-    from ..core.errors import NearmetalError
-    from ..patches import series, variants
-    from ..runs import execute as run
-
     cache = Cache(settings.cache_dir).open()
     try:
         plan = variants.configs(series.load_series(settings.repo / "patches"), ("vanilla",))
-        built = run.build_all(settings, cache, plan, with_testbed=True)
+        lab = Lab.build(settings, cache, plan)
         logs = settings.results_dir / "doctor"
         logs.mkdir(parents=True, exist_ok=True)
-        with run.host_for(settings, cache, built, plan[0], None, logs) as host:
+        with lab.host(plan[0], logs) as host:
             host.load_kvm()
             return Finding("testbed", "ok", f"boots; {host.facts.kvm_module} loads in it")
     except NearmetalError as error:
         return Finding("testbed", "broken", error.message, error.hint or "")
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    one = commands.add("doctor", "say what this machine (or a host) lacks", command)
+    target(one)
+    one.add_argument(
+        "--boot", action="store_true", help="also boot something: an opened /dev/kvm is no proof"
+    )
+
+
+def command(options: argparse.Namespace, conf: Settings) -> int:
+    """Carry it out."""
+    return examine(conf, server_of(options), boot=options.boot)

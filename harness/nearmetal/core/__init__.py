@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every layer uses: errors, the records that flow, programs, the cache; it knows no other package."""
+"""What every layer uses: errors, the records that flow, programs, the cache."""

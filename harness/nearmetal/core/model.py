@@ -19,18 +19,51 @@ EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What something was measured on: the one key of every result.
+
+    ``series`` is what is on (variant ``on``), ``setup`` what is arranged otherwise than the
+    variant alone says (measure.api.Setup), ``testbed`` the emulated host, None on a server.
+    """
+
+    variant: Variant
+    series: str | None = None
+    setup: str | None = None
+    testbed: str | None = None
+
+    @property
+    def label(self) -> str:
+        """A short name for files and steps, such as ``on-direct-direct-p2p``."""
+        return "-".join(word for word in (self.variant, self.setup, self.series) if word)
+
+    @property
+    def keys(self) -> Mapping[str, str]:
+        """What is told of it, by key; keys without a value are left out."""
+        every = {
+            "variant": self.variant,
+            "series": self.series,
+            "setup": self.setup,
+            "testbed": self.testbed,
+        }
+        return {key: value for key, value in every.items() if value is not None}
+
+
+SUBJECT_KEYS = ("variant", "series", "setup", "testbed")
+"""The keys of a subject, which no measurement has in its context."""
+
+
+@dataclass(frozen=True)
 class Measurement:
-    """One row of measured values; ``context`` tells rows of one name apart.
+    """One row of measured values; ``context`` tells rows of one name and subject apart.
 
     ``values`` are in ``unit``, in the order in which they were measured.
     """
 
     name: str
-    variant: Variant
+    subject: Subject
     unit: str
     values: tuple[float, ...]
     provenance: Provenance
-    series: str | None = None
     derived: bool = False
     context: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
@@ -39,13 +72,31 @@ class Measurement:
         """The median of the values, in the row's unit."""
         return statistics.median(self.values)
 
+    @property
+    def variant(self) -> Variant:
+        """The subject's variant."""
+        return self.subject.variant
+
+    @property
+    def series(self) -> str | None:
+        """The series that is on, if any."""
+        return self.subject.series
+
+    @property
+    def where(self) -> Mapping[str, str]:
+        """Set-up, context and testbed: all that tells rows of one variant and series apart."""
+        subject = self.subject
+        found = {} if subject.setup is None else {"setup": subject.setup}
+        found |= self.context
+        return found if subject.testbed is None else found | {"testbed": subject.testbed}
+
 
 @dataclass(frozen=True)
 class Missing:
     """A measurement that should have been made and was not, and why."""
 
     test: str
-    variant: Variant
+    subject: Subject
     reason: str
     names: tuple[str, ...]
     detail: str = ""
@@ -56,7 +107,7 @@ class Skipped:
     """A measurement that is declared not to apply here, and why."""
 
     test: str
-    variant: Variant
+    subject: Subject
     reason: str
     names: tuple[str, ...]
 

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from ..measure.catalogue import nearest
+from .text import nearest
 
 
 class StrictLoader(yaml.SafeLoader):

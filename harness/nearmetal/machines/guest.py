@@ -26,10 +26,11 @@ from typing import Any
 import paramiko
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
-from ..builds.all import Image, Kernel, Keys, Qemu
+from ..builds import Image, Kernel, Keys, Qemu
 from ..core import ui
 from ..core.errors import EnvironmentBroken, MeasurementError
 from .console import UP, Console
+from .equipment import ARRANGED
 from .host import Host
 from .shell import Address, Running, Shell, connect
 
@@ -255,7 +256,7 @@ def running_guest(host: Host, parts: GuestParts, *, logs: Path, label: str) -> I
             try:
                 guest = stack.enter_context(_powered_guest(host, parts, logs=logs, label=label))
             except GuestBroke as error:
-                if attempt or host.store is None:
+                if attempt or not host.can(ARRANGED):
                     raise
                 ui.warn(f"{error.message}; trying once more")
                 ui.say(error.detail or "")

@@ -15,7 +15,7 @@ from ..core import ui
 from ..core.errors import EnvironmentBroken, MeasurementError, UsageError
 from ..core.model import Provenance
 from .console import find_splats
-from .inventory import Tool
+from .equipment import Equipment
 from .shell import Address, Running, Shell, connect, digest_of
 
 STORE_ON_TESTBED = "/srv/nearmetal"
@@ -81,21 +81,11 @@ class Host:
     store: Path | None = None
     shown: frozenset[Path] | None = None
     """The things of the store that the host sees, where it does not see all of them."""
-    p2p: Mapping[str, str] = field(default_factory=dict)
-    """PCI addresses for the p2p test: ``peer`` (with a controller memory buffer), ``disk``."""
-    assign: tuple[str, ...] = ()
-    """PCI addresses of further functions for the guest."""
-    functions: Mapping[str, str] = field(default_factory=dict)
-    """PCI addresses of functions that have a driver of their own for guests, by name
-    (catalogue.FUNCTIONS)."""
-    machines: Mapping[str, Address] = field(default_factory=dict)
-    """Other machines that tools run on."""
-    tools: tuple[Tool, ...] = ()
-    """Tools of others that the p2p test runs."""
     instructions: Path | None = None
     """The log of the emulator's plugin that counts instructions; None where nothing counts them."""
-    guest_cpus: int = 1
-    guest_memory_mib: int = 1024
+    equipment: Equipment = field(default_factory=Equipment)
+    boot_retries: int = 0
+    """1 if an emulated one took a second boot."""
     _kvm_parameters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     _log_seen: int = 0
     _claim: Running | None = None
@@ -106,15 +96,23 @@ class Host:
         return self.shell.name
 
     @property
-    def has_nvme_pair(self) -> bool:
-        """Whether it has what the p2p test moves data between by itself."""
-        return "peer" in self.p2p and "disk" in self.p2p
+    def p2p(self) -> Mapping[str, str]:
+        """PCI addresses for the p2p test, ``peer`` and ``disk``."""
+        return self.equipment.p2p
+
+    @property
+    def functions(self) -> Mapping[str, str]:
+        """PCI addresses of functions that have a driver of their own for guests, by name."""
+        return self.equipment.functions
 
     @property
     def assigned(self) -> list[str]:
         """PCI addresses of all functions that a guest gets."""
-        pair = [self.p2p[key] for key in ("peer", "disk") if key in self.p2p]
-        return list(dict.fromkeys((*pair, *self.assign)))
+        return self.equipment.assigned
+
+    def can(self, capability: str) -> bool:
+        """Whether it has a capability (machines.equipment)."""
+        return capability in self.equipment.has
 
     def place(self, path: Path) -> str:
         """The file's path on the host; copied there, once, unless the host sees the store."""
@@ -391,8 +389,9 @@ def reach(
     deadline_s: float = 60.0,
     work: str | None = None,
     store: Path | None = None,
+    equipment: Equipment | None = None,
 ) -> Host:
-    """Log in to a host and ask it what it is."""
+    """Log in to a host and ask it what it is; ``equipment`` is what is known of it already."""
     shell = connect(name, address, deadline_s=deadline_s)
     facts = parse_facts(shell.run(_FACTS, deadline_s=60).stdout)
     if shell.run("id -u").stdout.strip() != "0":
@@ -403,10 +402,22 @@ def reach(
     if work is None:
         home = shell.run("echo $HOME").stdout.strip()
         work = f"{home}/.cache/nearmetal"
-    host = Host(shell, facts, work, store)
+    host = Host(shell, facts, work, store, equipment=equipment or Equipment())
     try:
         host.claim()
     except BaseException:
         shell.close()
         raise
     return host
+
+
+def find_function(shell: Shell, vendor: int, device: int) -> str | None:
+    """The address of the first PCI function with these IDs that the machine has, if any."""
+    script = f"""
+for d in /sys/bus/pci/devices/*; do
+  read -r vendor < $d/vendor; read -r device < $d/device
+  [ "$vendor $device" = "{vendor:#06x} {device:#06x}" ] && echo ${{d##*/}}
+done
+true
+"""
+    return next(iter(shell.run(script).stdout.split()), None)

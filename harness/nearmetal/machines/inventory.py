@@ -14,7 +14,7 @@ import yaml
 from ..core.errors import UsageError
 from ..core.model import VARIANTS, Variant
 from ..core.schema import StrictLoader
-from ..measure.catalogue import FUNCTIONS, nearest
+from ..core.text import nearest
 from .shell import Address
 
 _PCI = r"^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$"
@@ -109,7 +109,11 @@ SCHEMA: Mapping[str, Any] = {
                 "properties": {
                     **_LOGIN,
                     "assign": _FUNCTIONS,
-                    "imc": {"type": "string", "pattern": _PCI},
+                    "functions": {
+                        "type": "object",
+                        "propertyNames": {"pattern": "^[a-z0-9]+(-[a-z0-9]+)*$"},
+                        "additionalProperties": {"type": "string", "pattern": _PCI},
+                    },
                     "machines": {
                         "type": "object",
                         "propertyNames": _NAME,
@@ -206,7 +210,7 @@ class Server:
     guest_memory_mib: int = 4096
     assign: tuple[str, ...] = ()
     functions: Mapping[str, str] = field(default_factory=dict)
-    """Functions that have a driver of their own for guests, by name (catalogue.FUNCTIONS)."""
+    """Functions that have a driver of their own for guests, by name."""
     machines: Mapping[str, Address] = field(default_factory=dict)
     tools: tuple[Tool, ...] = ()
 
@@ -254,7 +258,7 @@ def load(path: Path) -> dict[str, Server]:
             guest_cpus=guest.get("cpus", 2),
             guest_memory_mib=guest.get("memory_mib", 4096),
             assign=assign,
-            functions={key: str(entry[key]) for key in FUNCTIONS if key in entry},
+            functions=dict(entry.get("functions", {})),
             machines=machines,
             tools=_tools(place, entry, machines, assign),
         )

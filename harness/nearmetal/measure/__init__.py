@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tests: each takes a bench (a guest on a host) and gives measurements.
+"""The tests, a package each, which carry themselves: ``api`` has the records that they define.
 
-A test is a module with ``NAMES`` (what it must measure, so that what is missing is told) and
-``measure(bench)``.
+``registry`` finds them; nothing outside of a test's package knows its names.
 """

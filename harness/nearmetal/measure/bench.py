@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a test works on: a guest that is up, the counting in its host, and the variant."""
+"""What a test works on: a host, a guest that is up, the counting in its host, and the unit."""
 
 from __future__ import annotations
 
@@ -10,38 +10,55 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import MeasurementError
-from ..core.model import Measurement, Variant
+from ..core.model import Measurement, Missing, Skipped, Subject, Variant
 from ..machines.guest import Guest
 from ..machines.host import Host
 from ..probes.tracing import Exits, Switches, Tracer, parse_exits
-from .catalogue import CATALOGUE
+from . import registry
+from .api import PLAIN, Setup, Unit
+
+Found = Measurement | Missing | Skipped
+"""What a test gives: rows, and what it could not measure or what does not apply."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A guest on a host, and what is on in it. ``logs`` takes what a test wants to keep."""
+    """One unit on a host. ``logs`` takes what a test wants to keep.
+
+    ``vm`` and ``tracer`` are None in a bare set-up, which has no guest.
+    """
 
     host: Host
-    guest: Guest
-    tracer: Tracer
-    variant: Variant
+    vm: Guest | None
+    tracer: Tracer | None
+    unit: Unit
     logs: Path
-    series: str | None = None
-    testbed: str | None = None
-    setup: str | None = None
-    """What is set up otherwise than the variant alone says (variants.Config.setup)."""
+    setup: Setup = PLAIN
+
+    @property
+    def guest(self) -> Guest:
+        """The guest, which the set-up must have."""
+        assert self.vm is not None
+        return self.vm
+
+    @property
+    def subject(self) -> Subject:
+        """What is measured."""
+        return self.unit.subject
+
+    @property
+    def variant(self) -> Variant:
+        """The subject's variant."""
+        return self.subject.variant
 
     @property
     def label(self) -> str:
         """A short name for files."""
-        return "-".join(word for word in (self.variant, self.setup, self.series) if word)
+        return self.subject.label
 
     def row(self, name: str, values: Iterable[float], **context: str) -> Measurement:
         """A measurement of this bench; ``context`` tells rows of one name apart."""
-        if self.setup:
-            context["setup"] = self.setup
-        row = rows(self.host, self.variant, self.series, self.testbed)
-        return row(name, values, **context)
+        return rows(self.host, self.subject)(name, values, **context)
 
     def traced(
         self, label: str, command: str, *, deadline_s: float, switches: Switches | None = None
@@ -52,6 +69,7 @@ class Bench:
         either kernel breaks meanwhile, or when events were lost. ``switches`` counts the loads
         of a mediated PMU, too.
         """
+        assert self.tracer is not None
         self.tracer.on(switches=switches)
         out = self.guest.shell.run(command, deadline_s=deadline_s).stdout
         raw = self.tracer.raw()
@@ -74,19 +92,23 @@ Row = Callable[..., Measurement]
 """(name, values, **context): a measurement; ``context`` tells rows of one name apart."""
 
 
-def rows(host: Host, variant: Variant, series: str | None, testbed: str | None) -> Row:
-    """What makes the measurements of a variant on a host."""
+def rows(host: Host, subject: Subject) -> Row:
+    """What makes the measurements of a subject on a host.
+
+    It raises ValueError for a context that the metric does not declare: a fault of the test.
+    """
 
     def row(name: str, values: Iterable[float], **context: str) -> Measurement:
-        if testbed:
-            context["testbed"] = testbed
+        metric = registry.metrics()[name]
+        for key, value in context.items():
+            if not metric.allows(key, value):
+                raise ValueError(f"{name} declares no context {key}={value}")
         return Measurement(
             name=name,
-            variant=variant,
-            unit=CATALOGUE[name].unit,
+            subject=subject,
+            unit=metric.unit,
             values=tuple(float(value) for value in values),
             provenance=host.facts.provenance,
-            series=series,
             context=context,
         )
 
@@ -101,6 +123,3 @@ def _json_line(command: str, out: str) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise MeasurementError(f"'{command}' printed no JSON line in the guest", detail=out[-500:])
     return said
-
-
-Test = Callable[[Bench], list[Measurement]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..core.errors import UsageError
-from ..measure.catalogue import nearest
+from ..core.text import nearest
 
 if TYPE_CHECKING:
     from .series import Series

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,7 @@ import yaml
 
 from ..core.errors import UsageError
 from ..core.schema import StrictLoader
-from ..measure.catalogue import FUNCTIONS, GUEST_SETUPS, TESTS, nearest
+from ..core.text import nearest
 from . import requires as needs
 
 TreeName = Literal["linux", "qemu", "testbed-qemu", "testbed-bochs"]
@@ -26,6 +26,7 @@ _FOLDERS: Mapping[TreeName, str] = MappingProxyType(
     {"linux": "linux", "qemu": "qemu", "testbed-qemu": "testbed", "testbed-bochs": "testbed"}
 )
 
+_NAME = {"type": "string", "pattern": "^[a-z0-9]+(-[a-z0-9]+)*$"}
 _SCALAR = {"type": ["string", "number", "boolean"]}
 _SETTINGS = {"type": "object", "additionalProperties": _SCALAR}
 
@@ -41,7 +42,7 @@ SCHEMA: Mapping[str, Any] = {
                 "required": ["name", "tree", "order", "base", "purpose"],
                 "additionalProperties": False,
                 "properties": {
-                    "name": {"type": "string", "pattern": "^[a-z0-9]+(-[a-z0-9]+)*$"},
+                    "name": _NAME,
                     "tree": {"enum": list(TREES)},
                     "order": {"type": "integer", "minimum": 1},
                     "base": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+$"},
@@ -49,7 +50,7 @@ SCHEMA: Mapping[str, Any] = {
                     "checks": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
                     "tests": {
                         "type": "array",
-                        "items": {"enum": list(TESTS)},
+                        "items": _NAME,
                         "uniqueItems": True,
                     },
                     "draft": {"type": "boolean"},
@@ -83,11 +84,11 @@ SCHEMA: Mapping[str, Any] = {
                             "functions": {
                                 "type": "object",
                                 "additionalProperties": {"type": "string", "minLength": 1},
-                                "propertyNames": {"enum": list(FUNCTIONS)},
+                                "propertyNames": _NAME,
                             },
                             "setups": {
                                 "type": "array",
-                                "items": {"enum": list(GUEST_SETUPS)},
+                                "items": _NAME,
                                 "minItems": 1,
                                 "uniqueItems": True,
                             },
@@ -112,8 +113,7 @@ class Enable:
     ``device.property`` settings and ``qemu_args`` further words of the QEMU inside the
     host (one of both is empty). ``accel`` are properties of QEMU's accelerator by KVM's module,
     for what only the CPUs of one maker can do. ``functions`` are drivers by functions of the host
-    that the guest gets. With ``setups`` p2p measures the variant in these, each in a guest of its
-    own.
+    that the guest gets. With ``setups`` its tests measure the variant in these.
     """
 
     modules: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NO_MODULES)
@@ -201,11 +201,23 @@ def series_folder(patches: Path, tree: TreeName, name: str) -> Path:
     return patches / _FOLDERS[tree] / name
 
 
-def load_series(patches: Path, *, known_checks: Sequence[str] | None = None) -> tuple[Series, ...]:
+@dataclass(frozen=True)
+class Known:
+    """The names that series.yaml may use of tests, of their set-ups and of functions of hosts."""
+
+    tests: tuple[str, ...]
+    functions: tuple[str, ...]
+    setups: Callable[[tuple[str, ...]], tuple[str, ...]]
+    """The set-ups that a series with these tests may name."""
+    checks: tuple[str, ...] | None = None
+    """None: not looked at."""
+
+
+def load_series(patches: Path, *, known: Known | None = None) -> tuple[Series, ...]:
     """All series of ``patches``/series.yaml, by tree and then in the order of application.
 
-    With ``known_checks`` the names of checks must be among them. Raises UsageError, one
-    line with the place in the file, for anything that the file gets wrong.
+    With ``known``, names of tests, set-ups, functions and checks must be among them. Raises
+    UsageError, one line with the place in the file, for anything that the file gets wrong.
     """
     path = patches / "series.yaml"
     document = _read(path)
@@ -216,6 +228,15 @@ def load_series(patches: Path, *, known_checks: Sequence[str] | None = None) -> 
     if error is not None:
         raise _schema_error(path, document, error)
     found = [_series(entry, patches) for entry in document["series"]]
+    _check_places(path, found)
+    if known is not None:
+        check_names(path, found, known)
+    needs.check(path, found)
+    return tuple(sorted(found, key=lambda one: (TREES.index(one.tree), one.order)))
+
+
+def _check_places(path: Path, found: Sequence[Series]) -> None:
+    """Refuse two series of one tree with one name or one place."""
     names: set[tuple[TreeName, str]] = set()
     places: dict[tuple[TreeName, int], str] = {}
     for series in found:
@@ -232,30 +253,38 @@ def load_series(patches: Path, *, known_checks: Sequence[str] | None = None) -> 
                 f" in the tree {series.tree}",
                 hint="give each series of a tree its own place",
             )
-        for check in series.checks:
-            if known_checks is not None and check not in known_checks:
-                raise UsageError(
-                    f"{path}: {series.name}: there is no check '{check}'",
-                    hint=nearest(check, list(known_checks)),
-                )
-    _check_setups(path, found)
-    needs.check(path, found)
-    return tuple(sorted(found, key=lambda one: (TREES.index(one.tree), one.order)))
 
 
-def _check_setups(path: Path, found: Sequence[Series]) -> None:
-    """Refuse a feature with set-ups whose parts together ask for other tests than p2p.
+def check_names(path: Path, found: Sequence[Series], known: Known) -> None:
+    """Refuse names of tests, set-ups, functions and checks that there are not.
 
-    Only p2p knows set-ups: another test would be left out, and told as not measured.
+    A set-up must be one of a test that its feature's parts name together.
     """
-    for name in dict.fromkeys(one.name for one in found if one.enable.setups):
-        tests = {test for one in found if one.name == name for test in one.tests}
-        if tests != {"p2p"}:
-            words = ", ".join(sorted(tests)) or "all"
-            raise UsageError(
-                f"{path}: {name}: it has set-ups, and its tests are {words}",
-                hint="write tests: [p2p]; only that test knows set-ups",
-            )
+    tests = {
+        one.name: tuple(test for part in found if part.name == one.name for test in part.tests)
+        for one in found
+    }
+    for series in found:
+        for what, names, there in (
+            ("test", series.tests, known.tests),
+            ("function of a host", tuple(series.enable.functions), known.functions),
+            ("check", series.checks, known.checks),
+        ):
+            for name in names:
+                if there is not None and name not in there:
+                    raise UsageError(
+                        f"{path}: {series.name}: there is no {what} '{name}'",
+                        hint=nearest(name, there),
+                    )
+        setups = known.setups(tests[series.name])
+        for name in series.enable.setups:
+            if name not in setups:
+                raise UsageError(
+                    f"{path}: {series.name}: none of its tests has a set-up '{name}'",
+                    hint=nearest(name, setups)
+                    if setups
+                    else "name the test in tests: whose set-up it is",
+                )
 
 
 def of_tree(series: Sequence[Series], tree: TreeName) -> tuple[Series, ...]:

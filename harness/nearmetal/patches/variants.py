@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import UsageError
@@ -27,30 +27,16 @@ class Config:
     accel: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Properties of QEMU's accelerator, by the module of KVM that the host has."""
     functions: Mapping[str, str] = field(default_factory=dict)
-    """Drivers by functions of the host (catalogue.FUNCTIONS) that the guest gets."""
+    """Drivers by functions of the host that the guest gets."""
     setups: tuple[str, ...] = ()
-    """The set-ups that p2p measures it in, each in a guest of its own; none: the plain one."""
-    setup: str | None = None
-    """What is set up otherwise than the variant alone says; ``context.setup`` of its rows."""
+    """The set-ups that its tests measure it in, each in a guest of its own; none: the plain one."""
     tests: tuple[str, ...] = ()
-    """The tests to run; none means all."""
+    """The tests that its series names; none means all that every variant runs."""
 
     @property
     def label(self) -> str:
         """A short name for files and steps."""
-        return "-".join(word for word in (self.variant, self.setup, self.series) if word)
-
-
-MEDIATED = "mediated"
-_MEDIATED_PMU = {
-    "kvm_amd": {"enable_mediated_pmu": "Y"},
-    "kvm_intel": {"enable_mediated_pmu": "Y"},
-}
-
-
-def mediated(config: Config) -> Config:
-    """The variant with KVM's mediated PMU, for the tests that use performance counters."""
-    return replace(config, setup=MEDIATED, tests=("vmexit",), modules=_MEDIATED_PMU)
+        return "-".join(word for word in (self.variant, self.series) if word)
 
 
 def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config, ...]:

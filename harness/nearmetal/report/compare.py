@@ -14,8 +14,9 @@ from rich.text import Text
 
 from ..core.errors import UsageError
 from ..core.model import Measurement, Report, Variant
-from ..measure.catalogue import CATALOGUE
-from .tables import context_text, number, provenance_text
+from ..core.text import number
+from ..measure import registry
+from .tables import context_text, provenance_text
 
 Verdict = Literal["same", "better", "worse", "differs", "only in a", "only in b"]
 
@@ -94,7 +95,7 @@ def compare(
         )
     before, after = _by_key(a), _by_key(b)
     keys = [*before, *(key for key in after if key not in before)]
-    names = [*CATALOGUE, *dict.fromkeys(key[0] for key in keys if key[0] not in CATALOGUE)]
+    names = list(dict.fromkeys((*registry.metrics(), *(key[0] for key in keys))))
     keys.sort(key=lambda key: names.index(key[0]))
     rows = tuple(_row(before.get(key), after.get(key), tolerance) for key in keys)
     return Comparison(a, b, tolerance, rows)
@@ -103,9 +104,9 @@ def compare(
 def _by_key(report: Report) -> dict[_Key, Measurement]:
     found: dict[_Key, Measurement] = {}
     for row in report.measurements:
-        key = (row.name, row.variant, row.series, tuple(sorted(row.context.items())))
+        key = (row.name, row.variant, row.series, tuple(sorted(row.where.items())))
         if key in found:
-            words = " ".join((row.name, row.variant, context_text(row.context))).rstrip()
+            words = " ".join((row.name, row.variant, context_text(row.where))).rstrip()
             raise UsageError(
                 f"{report.run.id} has two rows of {words}", hint="compare runs made by nearmetal"
             )
@@ -126,7 +127,7 @@ def _row(a: Measurement | None, b: Measurement | None, tolerance: float) -> Row:
         name=some.name,
         variant=some.variant,
         series=some.series,
-        context=some.context,
+        context=some.where,
         unit=some.unit,
         a=a.median if a and a.values else None,
         b=b.median if b and b.values else None,
@@ -149,7 +150,7 @@ def _verdict(a: Measurement | None, b: Measurement | None, beyond: bool) -> Verd
         return "only in a"
     if not beyond:
         return "same"
-    entry = CATALOGUE.get(a.name)
+    entry = registry.metrics().get(a.name)
     higher = (b.median if b.values else math.nan) - (a.median if a.values else math.nan)
     if entry is None or entry.better == "equal" or not math.isfinite(higher):
         return "differs"

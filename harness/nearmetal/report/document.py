@@ -7,7 +7,6 @@ one. Design, section 10, describes report.json; report.schema.json holds it to t
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -16,14 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import junitparser
-
 from ..core.errors import EnvironmentBroken, UsageError
-from ..core.model import Build, CheckResult, Measurement, Report, RunInfo
+from ..core.model import SUBJECT_KEYS, Build, CheckResult, Measurement, Report, RunInfo, Subject
 from ..core.schema import load_schema, violation
-from ..measure.catalogue import CATALOGUE, TESTS
+from .junit import junit
 from .page import render_html
-from .tables import first_line, printable
 
 SCHEMA = 1
 REPORT_NAME = "report.json"
@@ -186,7 +182,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 "median": _figure(row.median if row.values else math.nan),
                 "provenance": row.provenance,
                 "derived": row.derived,
-                "context": dict(row.context),
+                "context": dict(row.where),
             }
             for row in report.measurements
         ],
@@ -235,13 +231,14 @@ def _from_json(document: Mapping[str, Any]) -> Report:
         measurements=tuple(
             Measurement(
                 name=entry["name"],
-                variant=entry["variant"],
+                subject=_subject(entry),
                 unit=entry["unit"],
                 values=tuple(math.nan if value is None else value for value in entry["values"]),
                 provenance=entry["provenance"],
-                series=entry["series"],
                 derived=entry["derived"],
-                context=entry["context"],
+                context={
+                    key: value for key, value in entry["context"].items() if key not in SUBJECT_KEYS
+                },
             )
             for entry in document["measurements"]
         ),
@@ -258,62 +255,7 @@ def _from_json(document: Mapping[str, Any]) -> Report:
     )
 
 
-# --- junit.xml -------------------------------------------------------------------------------
-
-_FAMILIES = frozenset((*TESTS, *(name.partition(".")[0] for name in CATALOGUE)))
-
-
-class _Suite(junitparser.TestSuite):
-    """A test suite inside <testsuites>, where Ant's schema wants two attributes more."""
-
-    package = junitparser.Attr()
-    id = junitparser.IntAttr()
-
-
-def junit(report: Report) -> str:
-    """The checks as JUnit XML: one test case a check, its class named after the test.
-
-    Valid by Ant's schema (the common one) and by that of Jenkins' xUnit plugin: they are
-    the reason for attributes and empty elements that say little.
-    """
-    run = report.run
-    suite: Any = _Suite("checks")
-    for key, value in (("run", run.id), ("host", run.host), ("command", run.command)):
-        suite.add_property(key, printable(value))
-    suite.add_testcases([_test_case(check) for check in report.checks])
-    suite.append(junitparser.junitparser.SystemOut(""))
-    suite.append(junitparser.junitparser.SystemErr(""))
-    suite.package = "nearmetal"
-    suite.id = 0
-    suite.timestamp = run.started[:19]
-    suite.hostname = run.host
-    suite.time = round(run.seconds, 3)
-    document: Any = junitparser.JUnitXml()
-    document.append(suite)
-    stream = io.BytesIO()
-    document.write(stream)
-    return stream.getvalue().decode("utf-8") + "\n"
-
-
-def _test_case(check: CheckResult) -> junitparser.TestCase:
-    case = junitparser.TestCase(check.name, f"nearmetal.{family(check.name)}", 0.0)
-    message = printable(first_line(check.reason))
-    text = printable(
-        f"expected: {check.expected}\nobserved: {check.observed or 'nothing'}\n{check.reason}\n"
-    )
-    match check.status:
-        case "fail":
-            case.result = junitparser.Failure(message, "fail")
-        case "error":
-            case.result = junitparser.Error(message, "error")
-        case "skip":
-            case.result = junitparser.Skipped(message)
-    for result in case.result:
-        result.text = text
-    return case
-
-
-def family(check_name: str) -> str:
-    """The family of measurements that a check's name begins with, else ``checks``."""
-    words = check_name.removeprefix("measured:").replace(":", ".").split(".")
-    return words[0] if words[0] in _FAMILIES else "checks"
+def _subject(entry: Mapping[str, Any]) -> Subject:
+    """Set-up and testbed stand in a row's context in report.json, as any selector of a check."""
+    context = entry["context"]
+    return Subject(entry["variant"], entry["series"], context.get("setup"), context.get("testbed"))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +13,8 @@ from rich.text import Text
 
 from ..core.errors import UsageError
 from ..core.model import CheckResult, Measurement, Report, Status
-from ..measure.catalogue import CATALOGUE, nearest
+from ..core.text import first_line, nearest, number, printable
+from ..measure import registry
 
 README_BEGIN = re.compile(r"<!-- results:begin(?P<rows>[^>]*?)-->")
 """May choose rows: ``<!-- results:begin lspci.exits path=cf8; p2p.bytes_direct -->``."""
@@ -27,17 +27,6 @@ _STYLE: dict[Status, str] = {
     "error": "bold red",
     "skip": "yellow",
 }
-
-
-def number(value: float | None) -> str:
-    """A number for people: whole numbers in full, others to 4 significant digits."""
-    if value is None or not math.isfinite(value):
-        return "-" if value is None else str(value)
-    if value == int(value) and abs(value) < 1e15:
-        return str(int(value))
-    digits = max(0, 3 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{digits}f}" if digits <= 9 else f"{value:.3e}"
-    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
 def context_text(context: Mapping[str, str], *, without: frozenset[str] = frozenset()) -> str:
@@ -83,8 +72,8 @@ def provenance_text(report: Report) -> str:
 
 def in_order(rows: Sequence[Measurement]) -> list[Measurement]:
     """The rows with those of one name together, in the catalogue's order."""
-    names = list(CATALOGUE)
-    return sorted(rows, key=lambda r: names.index(r.name) if r.name in CATALOGUE else len(names))
+    names = list(registry.metrics())
+    return sorted(rows, key=lambda r: names.index(r.name) if r.name in names else len(names))
 
 
 def render_terminal(report: Report) -> RenderableType:
@@ -102,7 +91,7 @@ def render_terminal(report: Report) -> RenderableType:
         results.add_row(
             Text(row.name),
             Text(variant_text(row)),
-            Text(" ".join(value for key, value in row.context.items() if key not in shared)),
+            Text(" ".join(value for key, value in row.where.items() if key not in shared)),
             number(row.median) if row.values else "-",
             Text(row.unit),
             spread_text(row),
@@ -136,24 +125,6 @@ def variant_text(row: Measurement) -> str:
     return f"{row.variant} ({row.series})" if row.series else row.variant
 
 
-def first_line(text: str) -> str:
-    """The first line of a reason; the others are a console's or a log's."""
-    lines = text.splitlines()
-    return lines[0] if lines else ""
-
-
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-def printable(text: str) -> str:
-    """A text without terminal colours and without what XML 1.0 cannot hold, not even escaped.
-
-    Consoles are full of both.
-    """
-    return _NOT_XML.sub("", _ANSI.sub("", text))
-
-
 def chosen(rows: Sequence[Measurement], words: str) -> list[Measurement]:
     """The rows that a marker names, ``name key=value ...`` each, with ``;`` between; all for none.
 
@@ -161,10 +132,10 @@ def chosen(rows: Sequence[Measurement], words: str) -> list[Measurement]:
     """
     wanted = [part.split() for part in words.split(";") if part.strip()]
     for name, *_ in wanted:
-        if name not in CATALOGUE:
+        if name not in registry.metrics():
             raise UsageError(
                 f"the table of results asks for '{name}', which is no measurement",
-                hint=nearest(name, list(CATALOGUE)),
+                hint=nearest(name, list(registry.metrics())),
             )
     if not wanted:
         return list(rows)
@@ -172,7 +143,7 @@ def chosen(rows: Sequence[Measurement], words: str) -> list[Measurement]:
         row
         for row in rows
         if any(
-            row.name == name and {tuple(word.split("=", 1)) for word in has} <= row.context.items()
+            row.name == name and {tuple(word.split("=", 1)) for word in has} <= row.where.items()
             for name, *has in wanted
         )
     ]
@@ -190,12 +161,12 @@ def render_readme_table(report: Report, words: str = "") -> str:
     ]
     before = ""
     for row in in_order(chosen(report.measurements, words)):
-        entry = CATALOGUE.get(row.name)
+        entry = registry.metrics().get(row.name)
         cells = (
             f"`{row.name}`",
             entry.meaning if entry and row.name != before else "",
             variant_text(row),
-            context_text(row.context, without=frozenset(shared)),
+            context_text(row.where, without=frozenset(shared)),
             number(row.median) if row.values else "-",
             row.unit,
         )
@@ -215,11 +186,11 @@ def shared_context(rows: Sequence[Measurement]) -> dict[str, str]:
     """What all rows of a report have in common (said once, not in every line)."""
     if not rows:
         return {}
-    first = rows[0].context
+    first = rows[0].where
     return {
         key: value
         for key, value in first.items()
-        if all(row.context.get(key) == value for row in rows)
+        if all(row.where.get(key) == value for row in rows)
     }
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..builds import all as builds
+from .. import builds
 from ..core.cache import Cache
 from ..core.settings import Settings
 from ..patches.series import Series, TreeName

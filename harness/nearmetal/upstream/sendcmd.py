@@ -12,7 +12,7 @@ from ..core import ui
 from ..core.cache import Cache
 from ..core.errors import Exit, NearmetalError, UsageError
 from ..core.settings import Settings
-from ..measure.catalogue import nearest
+from ..core.text import nearest
 from ..patches import requires
 from ..patches.series import Series, TreeName, load_series
 from ..sources.archive import Source

@@ -24,7 +24,7 @@ from ..core import proc, ui
 from ..core.cache import key_of, remove, sha256_file
 from ..core.errors import Exit, NearmetalError, UsageError
 from ..core.kconfig import lost_options
-from ..measure.catalogue import nearest
+from ..core.text import nearest
 from ..patches import requires
 from ..patches.series import (
     TREES,

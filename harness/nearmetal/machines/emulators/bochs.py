@@ -9,17 +9,30 @@ network is Bochs' e1000 on its own slirp, so that the host is reached over SSH l
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...builds.all import Bochs, Image, Kernel, Keys
+from ... import builds
+from ...builds import Bochs, Image, Kernel, Keys
 from ...core import proc
-from ...core.cache import remove
+from ...core.cache import Cache, remove
 from ...core.errors import EnvironmentBroken
+from ...core.settings import Settings
+from ...sources.archive import obtain
 from ..console import Console
-from .qemu import Testbed, emulating, free_port
+from ..equipment import ARRANGED, INSTRUCTIONS, PCIE, ROUTES, Equipment
+from ..host import Host
+from .testbed import Emulator, Made, Testbed, Wanted, emulating, free_port
+
+NAME = "intel"
+HAS = frozenset({ARRANGED})
+LACKS = {
+    INSTRUCTIONS: "Bochs has no plugin that counts instructions beside its counters",
+    PCIE: "Bochs has no PCI Express",
+    ROUTES: "Bochs has no PCI Express",
+}
 
 CMDLINE = (
     "console=ttyS0,115200 panic=-1 oops=panic mitigations=off nokaslr tsc=reliable "
@@ -55,6 +68,15 @@ class Parts:
     memory_mib: int = 2048
     ips: int = 50_000_000
     """Instructions in an emulated second."""
+
+    @property
+    def equipment(self) -> Equipment:
+        """What the host has."""
+        return Equipment(testbed=NAME, guest_memory_mib=GUEST_MEMORY_MIB, has=HAS, lacks=LACKS)
+
+    def look(self, host: Host) -> Equipment:
+        """The same: it has no functions for guests."""
+        return self.equipment
 
     def power_on(
         self, *, console: Path, scratch: Path, emulator_log: Path
@@ -176,3 +198,24 @@ def power_on(
     line = [str(parts.emulator.program), "-q", "-f", str(scratch / "bochsrc")]
     with emulating(line, scratch=scratch, emulator_log=emulator_log) as process:
         yield Testbed(parts, process, Console("host", console), port, shown=parts.shown)
+
+
+def _build(settings: Settings, cache: Cache, patches: Sequence[Path]) -> Made:
+    source = obtain(settings, cache, "bochs")
+    return Made(builds.bochs(settings, cache, source, patches=patches), source)
+
+
+def _machine(wanted: Wanted) -> Parts:
+    assert isinstance(wanted.made.build, Bochs)
+    return Parts(
+        wanted.made.build,
+        wanted.kernel,
+        wanted.initramfs,
+        wanted.image,
+        wanted.keys,
+        wanted.store,
+        wanted.things,
+    )
+
+
+EMULATOR = Emulator(NAME, "testbed-bochs", HAS, LACKS, _build, _machine)

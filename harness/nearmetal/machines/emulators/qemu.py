@@ -9,31 +9,27 @@ one that QEMU emulates well enough for vfio-pci. 9p shows the host the cache's s
 
 from __future__ import annotations
 
-import contextlib
-import json
-import re
-import shutil
-import signal
-import socket
-import subprocess
-import time
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from ...builds.all import Image, Kernel, Keys, Qemu
-from ...core import ui
-from ...core.errors import EnvironmentBroken, MeasurementError
-from ...core.proc import guarded
-from ...measure import imc
-from ..console import UP, Console
-from ..host import Host, reach
-from ..shell import Address
+from ... import builds
+from ...builds import Image, Kernel, Keys, Qemu
+from ...core.cache import Cache
+from ...core.errors import MeasurementError
+from ...core.settings import Settings
+from ...sources.archive import obtain
+from ..console import Console
+from ..equipment import ARRANGED, INSTRUCTIONS, PCIE, ROUTES, Equipment
+from ..host import Host, find_function
+from .testbed import Emulator, Made, Testbed, Wanted, emulating, free_port
 
-BOOT_DEADLINE_S = 600.0
-"""A quiet machine takes 30 to 60 s; a host that dies ends the wait at once."""
+NAME = "amd"
+HAS = frozenset({ARRANGED, INSTRUCTIONS, PCIE, ROUTES})
+MEMORY_CONTROLLER = (0x8086, 0x3451)
+"""Vendor and device of the function with Ice Lake-SP's memory controllers (SNR_MC_DEVICE_ID)."""
 PEER_SERIAL = "nmpeer"
 DISK_SERIAL = "nmdisk"
 CMDLINE = (
@@ -69,28 +65,25 @@ class Parts:
     extra: tuple[str, ...] = ()
     """Further words of the emulator's command line."""
 
+    @property
+    def equipment(self) -> Equipment:
+        """What the host has; only when it is up, where its functions are is known."""
+        return Equipment(testbed=NAME, has=HAS, lacks={})
+
+    def look(self, host: Host) -> Equipment:
+        """What it has, with the addresses of its functions."""
+        found = find_function(host.shell, *MEMORY_CONTROLLER)
+        return dataclasses.replace(
+            self.equipment,
+            p2p=find_p2p(host),
+            functions={} if found is None else {"imc": found},
+        )
+
     def power_on(
         self, *, console: Path, scratch: Path, emulator_log: Path
     ) -> AbstractContextManager[Testbed]:
         """Start the emulator (``power_on``)."""
         return power_on(self, console=console, scratch=scratch, emulator_log=emulator_log)
-
-
-class Machine(Protocol):
-    """The parts of an emulated host of either kind, to be switched on."""
-
-    @property
-    def keys(self) -> Keys:
-        """The SSH keys that it was given."""
-
-    @property
-    def store(self) -> Path:
-        """The cache's store."""
-
-    def power_on(
-        self, *, console: Path, scratch: Path, emulator_log: Path
-    ) -> AbstractContextManager[Testbed]:
-        """Start the emulator; it is killed when the context ends or the harness dies."""
 
 
 def command_line(
@@ -144,99 +137,25 @@ def command_line(
     ]
 
 
-class Testbed:
-    """A running emulator; a context manager owns it."""
-
-    def __init__(
-        self,
-        parts: Machine,
-        process: subprocess.Popen[bytes],
-        console: Console,
-        port: int,
-        instructions: Path | None = None,
-        shown: frozenset[Path] | None = None,
-        monitor: Path | None = None,
-    ) -> None:
-        self.parts = parts
-        self._monitor = monitor
-        """Where the emulator answers to what is written to its standard input (QMP)."""
-        self.instructions = instructions
-        self.process = process
-        self.console = console
-        self.port = port
-        self.shown = shown
-        """What of the store the host sees; None: all of it."""
-
-    def alive(self) -> None:
-        """Raise MeasurementError when the emulator has ended."""
-        status = self.process.poll()
-        if status is not None:
-            raise MeasurementError(
-                f"the emulated host ended by itself (status {status})", detail=self.console.tail()
-            )
-
-    def watch(self) -> None:
-        """Raise MeasurementError when the emulator has ended or the host's kernel died."""
-        self.console.broken()
-        self.alive()
-
-    def autopsy(self) -> str:
-        """What the emulated CPUs are at, for an error that says that the host does not answer.
-
-        A host may hang without a word on its console. Two looks tell one that runs in circles
-        from one that waits for an interrupt, and an emulator that hangs itself answers neither.
-        """
-        if self._monitor is None or self.process.stdin is None or self.process.poll() is not None:
-            return ""
-        begin = self._monitor.stat().st_size
-        with contextlib.suppress(OSError):
-            for command in _AUTOPSY:
-                self.process.stdin.write(json.dumps(command).encode() + b"\n")
-                self.process.stdin.flush()
-                time.sleep(_AUTOPSY_PAUSE_S)
-        with self._monitor.open("rb") as stream:
-            stream.seek(begin)
-            said = stream.read().decode(errors="replace")
-        return "\n".join(("the emulator's monitor:", *read_autopsy(said)))
-
-    @property
-    def address(self) -> Address:
-        """Where the host's sshd is reached."""
-        return Address(
-            "127.0.0.1", self.port, "root", self.parts.keys.login, self.parts.keys.host_public
+def find_p2p(host: Host) -> dict[str, str]:
+    """The testbed's two NVMe functions, by serial (their numbers change from boot to boot)."""
+    listing = host.shell.run(
+        'for c in /sys/class/nvme/nvme*; do [ -e "$c" ] && '
+        'echo "$(cat $c/serial) $(basename $(readlink -f $c/device))"; done',
+        check=False,
+    ).stdout
+    names = {PEER_SERIAL: "peer", DISK_SERIAL: "disk"}
+    found = {}
+    for line in listing.splitlines():
+        serial, _, address = line.strip().partition(" ")
+        if serial in names:
+            found[names[serial]] = address.strip()
+    if len(found) != 2:
+        raise MeasurementError(
+            "the emulated host does not show its two NVMe functions",
+            detail=listing or "no NVMe controller at all",
         )
-
-
-_REGISTERS = {
-    "execute": "human-monitor-command",
-    "arguments": {"command-line": "info registers -a"},
-}
-_AUTOPSY = ({"execute": "qmp_capabilities"}, _REGISTERS, _REGISTERS)
-_AUTOPSY_PAUSE_S = 1.0
-
-
-def read_autopsy(said: str) -> list[str]:
-    """Of the monitor's answers, a line for each CPU and look: where it is, and whether it halts.
-
-    ``info registers`` prints CPU#, RIP or EIP, CPL and HLT (QEMU, target/i386/cpu-dump.c).
-    """
-    found = []
-    for line in said.splitlines():
-        with contextlib.suppress(ValueError):
-            answer = json.loads(line)
-            text = answer.get("return") if isinstance(answer, dict) else None
-            for part in re.split(r"(?=CPU#\d)", text if isinstance(text, str) else ""):
-                words = re.findall(r"CPU#\d+|[RE]IP=\w+|(?:RFL|EFL)=\w+|CPL=\d|HLT=\d", part)
-                found += [" ".join(words)] if words else []
-    return found or ["it does not answer"]
-
-
-def free_port() -> int:
-    """A TCP port of the loopback that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return found
 
 
 @contextmanager
@@ -263,111 +182,29 @@ def power_on(
         )
 
 
-@contextmanager
-def emulating(
-    line: Sequence[str], *, scratch: Path, emulator_log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run an emulator; it is killed when the context ends or the harness dies.
-
-    Then ``scratch`` is removed. Its standard input is a pipe, its output is added to the log.
-    """
-    try:
-        with emulator_log.open("ab") as log:
-            log.write((" ".join(line) + "\n").encode())
-            log.flush()
-            process = subprocess.Popen(
-                guarded(line),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            assert process.stdin is not None
-            process.stdin.close()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def _build(settings: Settings, cache: Cache, patches: Sequence[Path]) -> Made:
+    source = obtain(settings, cache, "qemu")
+    return Made(
+        builds.qemu(settings, cache, source, patches=patches),
+        source,
+        builds.counter(settings, cache, source),
+    )
 
 
-def wait_up(testbed: Testbed) -> Host:
-    """Wait for the emulated host's boot and log in to it."""
-    try:
-        testbed.console.wait_for(UP, deadline_s=BOOT_DEADLINE_S, alive=testbed.alive)
-    except MeasurementError as error:
-        raise BootFailed(error.message, detail=error.detail, hint=error.hint) from None
-    try:
-        host = reach(
-            "testbed",
-            testbed.address,
-            deadline_s=180,
-            work="/run/nearmetal",
-            store=testbed.parts.store,
-        )
-    except EnvironmentBroken as error:
-        raise BootFailed(error.message, detail=testbed.console.tail(), hint=error.hint) from None
-    host.shell.watch, host.shell.console = testbed.watch, testbed.console
-    host.shell.autopsy = testbed.autopsy
-    host.shown = testbed.shown
-    if isinstance(testbed.parts, Parts):
-        host.p2p = find_p2p(host)
-        if function := imc.find(host.shell):
-            host.functions = {"imc": function}
-    host.instructions = testbed.instructions
-    return host
+def _machine(wanted: Wanted) -> Parts:
+    assert isinstance(wanted.made.build, Qemu)
+    return Parts(
+        emulator=wanted.made.build,
+        kernel=wanted.kernel,
+        initramfs=wanted.initramfs,
+        image=wanted.image,
+        keys=wanted.keys,
+        store=wanted.store,
+        counter=wanted.made.counter,
+        iommu=wanted.iommu,
+        ats=wanted.ats,
+        extra=wanted.extra,
+    )
 
 
-class BootFailed(MeasurementError):
-    """The emulated host did not come up; one more try is allowed, and reported."""
-
-
-def find_p2p(host: Host) -> dict[str, str]:
-    """The testbed's two NVMe functions, by serial (their numbers change from boot to boot)."""
-    listing = host.shell.run(
-        'for c in /sys/class/nvme/nvme*; do [ -e "$c" ] && '
-        'echo "$(cat $c/serial) $(basename $(readlink -f $c/device))"; done',
-        check=False,
-    ).stdout
-    names = {PEER_SERIAL: "peer", DISK_SERIAL: "disk"}
-    found = {}
-    for line in listing.splitlines():
-        serial, _, address = line.strip().partition(" ")
-        if serial in names:
-            found[names[serial]] = address.strip()
-    if len(found) != 2:
-        raise MeasurementError(
-            "the emulated host does not show its two NVMe functions",
-            detail=listing or "no NVMe controller at all",
-        )
-    return found
-
-
-@contextmanager
-def running_host(
-    parts: Machine, *, logs: Path, scratch: Path
-) -> Iterator[tuple[Host, Testbed, int]]:
-    """An emulated host that is up: (host, testbed, boots that were tried again: 0 or 1)."""
-    retries = 0
-    while True:
-        name = "host-console.log" if not retries else "host-console-2.log"
-        boot = parts.power_on(
-            console=logs / name, scratch=scratch, emulator_log=logs / "emulator.log"
-        )
-        with boot as testbed:
-            with ui.step("booting the emulated host"):
-                try:
-                    host = wait_up(testbed)
-                except BootFailed as error:
-                    if retries:
-                        raise
-                    ui.warn(f"{error.message}; trying once more")
-                    retries += 1
-                    continue
-            try:
-                yield host, testbed, retries
-            finally:
-                host.shell.close()
-            return
+EMULATOR = Emulator(NAME, "testbed-qemu", HAS, {}, _build, _machine)

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from pathlib import Path
 
-from ..core.errors import MeasurementError
-from ..core.model import Measurement
-from ..machines.shell import Shell
-from . import p2p
-from .bench import Bench
-
-NAMES = (
-    "imc.read_exits",
-    "imc.read_userspace_exits",
-    "imc.cas_read_error_pct",
-    "imc.cas_write_error_pct",
-)
+from ...core.errors import MeasurementError
+from ...core.model import Measurement
+from ...machines.equipment import PCIE, Equipment
+from ...machines.host import find_function
+from ...machines.shell import Shell
+from .. import p2p
+from ..api import Metric, Test, Unit
+from ..bench import Bench
 
 LINE = 64
 BYTES = 64 << 20
@@ -42,21 +39,10 @@ FREE_RUNNING_READ, CHANNEL_0, COUNTER_0 = 0x2290, 0x22800, 0x08
 """Offsets of registers at a memory controller."""
 PAGE = 4096
 
+FUNCTION = (0x8086, 0x3451)
+"""Vendor and device of the function (SNR_MC_DEVICE_ID)."""
+
 _DEADLINE_S = 300.0
-
-FIND = r"""
-for d in /sys/bus/pci/devices/*; do
-  read -r vendor < $d/vendor; read -r device < $d/device
-  [ "$vendor $device" = "0x8086 0x3451" ] && echo ${d##*/}
-done
-true
-"""
-"""The functions of memory controllers, 8086:3451 (SNR_MC_DEVICE_ID)."""
-
-
-def find(shell: Shell) -> str | None:
-    """The address of the first function with memory controllers, if there is one."""
-    return next(iter(shell.run(FIND).stdout.split()), None)
 
 
 def events(*kinds: str) -> list[str]:
@@ -140,7 +126,7 @@ def controllers(shell: Shell) -> list[int]:
 
     Raises MeasurementError for one that has no such function.
     """
-    function = find(shell)
+    function = find_function(shell, *FUNCTION)
     if function is None:
         raise MeasurementError(
             f"{shell.name} has no function 8086:3451, which is that of memory controllers"
@@ -199,3 +185,55 @@ def exits(bench: Bench, controller: int) -> list[Measurement]:
         rows.append(bench.row("imc.read_exits", total, counter=counter))
         rows.append(bench.row("imc.read_userspace_exits", user, counter=counter))
     return rows
+
+
+def lacks(equipment: Equipment, unit: Unit) -> str | None:
+    """What a host has not that the test needs: the function, and p2p's disk."""
+    if "imc" not in equipment.functions:
+        return "the host has no memory controllers for it (inventory: functions: imc)"
+    return p2p.lacks(equipment, unit)
+
+
+_COUNTER = {"counter": ("programmed", "free-running")}
+
+TEST = Test(
+    "imc",
+    "Memory controllers (imc)",
+    measure,
+    (
+        Metric(
+            "imc.read_exits",
+            "exits",
+            "exits for one read of a memory controller's counter in the guest",
+            keys=_COUNTER,
+            variants=("on",),
+        ),
+        Metric(
+            "imc.read_userspace_exits",
+            "exits",
+            "those of them that went to QEMU",
+            keys=_COUNTER,
+            variants=("on",),
+        ),
+        Metric(
+            "imc.cas_read_error_pct",
+            "%",
+            "how far the guest's counts are off for a known number of bytes that a device read",
+            keys=_COUNTER,
+            variants=("on",),
+        ),
+        Metric(
+            "imc.cas_write_error_pct",
+            "%",
+            "the same for bytes that it wrote",
+            keys=_COUNTER,
+            variants=("on",),
+        ),
+    ),
+    order=40,
+    needs=(PCIE,),
+    lacks=lacks,
+    opt_in=True,
+    functions=("imc",),
+    checks=Path(__file__).with_name("checks.yaml"),
+)

@@ -10,28 +10,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from ..core.errors import MeasurementError
-from ..core.model import Measurement
-from ..pci.registers import CONFIG_SIZE, cacheable, latch, parse_dump
-from ..probes.tracing import CONFIG_ADDRESS, CONFIG_DATA, Exits
+from ...core.errors import MeasurementError
+from ...core.model import Measurement
+from ...machines.equipment import INSTRUCTIONS, PCIE
+from ...pci.registers import CONFIG_SIZE, cacheable, latch, parse_dump
+from ...probes.tracing import CONFIG_ADDRESS, CONFIG_DATA, Exits
+from ..api import Keys, Metric, Plot, Test
+from ..bench import Bench
 from . import instructions
-from .bench import Bench
-
-NAMES = (
-    "lspci.pass_us",
-    "lspci.dword_ns",
-    "lspci.exits",
-    "lspci.userspace_exits",
-    "lspci.userspace_exits_cacheable",
-    "lspci.uncacheable_dwords",
-    "lspci.byte_mismatches",
-    "lspci.bytes_compared",
-    "ecam.read_exits",
-    "ecam.functions",
-    "ecam.mapped_functions",
-)
 
 PASSES = 3
 COMPARISONS = 3
@@ -102,7 +91,7 @@ def measure(bench: Bench) -> list[Measurement]:
     """All rows of the lspci test."""
     shell = bench.guest.shell
     listing = shell.run("lspci -D -n").stdout
-    (bench.logs / f"{bench.variant}-lspci.txt").write_text(
+    (bench.logs / f"{bench.label}-lspci.txt").write_text(
         listing + shell.run("lspci -D -nn -vvv", deadline_s=_DEADLINE_S).stdout
     )
     window = ecam_window(shell.read("/proc/iomem"))
@@ -114,7 +103,7 @@ def measure(bench: Bench) -> list[Measurement]:
         *_dwords(bench, found, window),
         *(
             instructions.measure(bench, found, [f"0000:{one}" for one in _mapped(bench)])
-            if bench.host.instructions
+            if bench.host.can(INSTRUCTIONS)
             else ()
         ),
     ]
@@ -168,7 +157,7 @@ def _compared(bench: Bench) -> list[Measurement]:
             if cached[address][offset] != byte
         ]
         if differ:
-            (bench.logs / f"{bench.variant}-mismatches.txt").write_text("\n".join(differ) + "\n")
+            (bench.logs / f"{bench.label}-mismatches.txt").write_text("\n".join(differ) + "\n")
         mismatches.append(len(differ))
         compared.append(sum(len(data) for data in plain.values()))
     return [
@@ -297,3 +286,117 @@ def _dwords(bench: Bench, found: dict[str, str], window: tuple[int, int]) -> lis
 def _succeeded(status: int, command: str) -> None:
     if status != 0:
         raise MeasurementError(f"'{command}' ended with status {status} in the guest")
+
+
+_PATH: Keys = {"path": ("cf8", "ecam")}
+_PASS: Keys = {**_PATH, "pass": ("first", "second")}
+_KINDS = ("emulated", "above", "assigned")
+_REGISTER: Keys = {
+    **_PATH,
+    "function": ("emulated", "assigned"),
+    "register": ("id", "status", "extended"),
+}
+
+METRICS = (
+    Metric("lspci.pass_us", "us", "wall time of one lspci pass in the guest", keys=_PASS),
+    Metric(
+        "lspci.dword_ns",
+        "ns",
+        "time of one 4-byte config read in the guest",
+        keys={**_PATH, "function": ("emulated", "assigned")},
+    ),
+    Metric("lspci.exits", "exits", "config-access exits of one lspci pass", keys=_PASS),
+    Metric(
+        "lspci.userspace_exits",
+        "exits",
+        "config-access exits of one lspci pass that left the kernel for QEMU",
+        keys=_PASS,
+    ),
+    Metric(
+        "lspci.userspace_exits_cacheable",
+        "exits",
+        "those of registers that the PCIe specification lets a cache keep",
+        keys=_PASS,
+    ),
+    Metric(
+        "lspci.uncacheable_dwords",
+        "dwords",
+        "registers of all functions that the PCIe specification lets no cache keep",
+        "equal",
+        keys=_PATH,
+    ),
+    Metric(
+        "lspci.byte_mismatches",
+        "bytes",
+        "config bytes that differ between two passes, the second with the cache switched off",
+        keys=_PATH,
+    ),
+    Metric("lspci.bytes_compared", "bytes", "config bytes that were compared", "equal", keys=_PATH),
+    Metric(
+        "lspci.dword_instructions",
+        "instructions",
+        "instructions of the host, without the guest's own, for one 4-byte config read",
+        keys=_REGISTER,
+        needs=(INSTRUCTIONS,),
+    ),
+    Metric(
+        "lspci.dword_instructions_ratio",
+        "times",
+        "the same of vanilla, divided by the variant's",
+        "higher",
+        keys=_REGISTER,
+        needs=(INSTRUCTIONS,),
+        derived=instructions.compared,
+    ),
+    Metric(
+        "exit.kernel_pair_instructions",
+        "instructions",
+        "the same for two port accesses that KVM serves: the floor of a config read",
+        "equal",
+        keys={"port": "0x[0-9a-f]+"},
+        needs=(INSTRUCTIONS,),
+    ),
+    Metric(
+        "ecam.read_exits",
+        "exits",
+        "exits for reads of config space by ECAM in one pass of lspci -xxxx",
+        keys={"path": ("ecam",), "function": _KINDS},
+    ),
+    Metric(
+        "ecam.functions",
+        "functions",
+        "functions that the guest has, by what stands behind them",
+        "equal",
+        keys={"function": _KINDS},
+    ),
+    Metric(
+        "ecam.mapped_functions",
+        "functions",
+        "functions whose config space QEMU says it maps into the guest",
+        "higher",
+    ),
+)
+
+TEST = Test(
+    "lspci",
+    "Config reads (lspci)",
+    measure,
+    METRICS,
+    order=10,
+    needs=(PCIE,),
+    plots=(
+        Plot(
+            "Exits of one pass over all config registers",
+            {"lspci.exits": "all config accesses", "lspci.userspace_exits": "of these, to QEMU"},
+        ),
+        Plot("Time of one 4-byte config read", {"lspci.dword_ns": "in the guest"}),
+        Plot(
+            "Host instructions of one 4-byte config read",
+            {
+                "lspci.dword_instructions": "a read",
+                "exit.kernel_pair_instructions": "two port accesses that KVM serves",
+            },
+        ),
+    ),
+    checks=Path(__file__).with_name("checks.yaml"),
+)

@@ -17,19 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..core import ui
-from ..core.errors import MeasurementError
-from ..core.model import Measurement
-from ..probes.tracing import AMD_SWITCHES, INTEL_SWITCHES, Exits
-from . import instructions
-from .bench import Bench
-
-NAMES = (
-    "vmexit.agent.pmi_exits_per_sample",
-    "vmexit.agent.pmu_switches_per_sample",
-    "pmu.count_error_pct",
-)
-TESTBED_NAMES = ("pmu.leaked_host_instructions", "pmu.selector_write_instructions")
+from ...core import ui
+from ...core.errors import MeasurementError
+from ...core.model import Measurement
+from ...machines.equipment import INSTRUCTIONS
+from ...probes import instructions
+from ...probes.tracing import AMD_SWITCHES, INTEL_SWITCHES, Exits
+from ..bench import Bench
+from .exits import is_pmu_msr, pmu_exits
 
 AMD_SELECTOR = 0xC001020A
 """PERF_CTL5, the last of the six that AMD's PerfMonV2 has: perf takes it last."""
@@ -85,6 +80,10 @@ class Agent:
 
     So it is on AMD's CPUs. On Intel's they may be passed through: no exit is what is wanted then.
     """
+
+
+AGENTS = ("multiplex", "tasks", "profile", "rdpmc", "selectors", "fixed")
+"""The names of all agents."""
 
 
 def agents(*, amd: bool) -> tuple[Agent, ...]:
@@ -147,7 +146,7 @@ def busy(bench: Bench) -> Iterator[None]:
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """The rows of NAMES and, on an emulated host, of TESTBED_NAMES, and PMU exits by agent."""
+    """PMU exits by agent, counts and, where the emulator counts instructions, what leaks."""
     amd = bench.host.facts.kvm_module == "kvm_amd"
     selector = AMD_SELECTOR if amd else INTEL_SELECTOR
     bench.guest.shell.run(_PREPARE)
@@ -159,7 +158,7 @@ def measure(bench: Bench) -> list[Measurement]:
     rows += _counts(bench, "idle")
     with busy(bench):
         rows += _counts(bench, "busy")
-    if bench.host.instructions is not None:
+    if bench.host.can(INSTRUCTIONS):
         with instructions.pinned(bench.host, bench.guest):
             rows.append(_leaked(bench))
             rows.append(_selector_write(bench, selector))
@@ -169,8 +168,6 @@ def measure(bench: Bench) -> list[Measurement]:
 
 
 def _one_agent(bench: Bench, agent: Agent, amd: bool) -> tuple[list[Measurement], dict[str, Any]]:
-    from .vmexit import is_pmu_msr, pmu_exits
-
     # on Intel's CPUs the host's perf accesses the same register, unless the PMU is mediated
     counted = amd or bench.host.shell.run(f"cat {MEDIATED}").stdout.strip() == "Y"
     switches = (AMD_SWITCHES if amd else INTEL_SWITCHES) if counted else None

@@ -1,45 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Instructions that the host executes for one config read, as its emulator counts them.
+"""Instructions that the host executes for one thing a guest does, as its emulator counts them.
 
 A plugin of the emulator (guest-images/emulator/nm-insns.c) counts them for each of the host's
 CPUs, those of guests apart, and logs the counts when the probe in the guest executes a mark, a
-NOP. So an interval from mark to mark holds all that one read costs outside of the guest: KVM,
+NOP. So an interval from mark to mark holds all that one access costs outside of the guest: KVM,
 QEMU, and whatever else that CPU did meanwhile. The virtual CPU is held on one CPU of the host.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import statistics
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import MeasurementError
-from ..core.model import Measurement
 from ..machines.guest import Guest
 from ..machines.host import Host
 from ..machines.shell import Shell
-from .bench import Bench
-from .catalogue import CATALOGUE
 
-NAMES = ("lspci.dword_instructions", "exit.kernel_pair_instructions")
-COMPARED = ("lspci.dword_instructions_ratio",)
-"""Made when all variants are measured."""
-
-SERIES = 3
-"""A series gives one value, the count of an undisturbed read."""
 READS = 60
 CLEAN_SHARE = 0.1
 """At least so many intervals of a series must be free of exits that are not the read's own."""
 SAME_SHARE = 0.1
 """At least so many of these must have exactly the count that is taken for the undisturbed one."""
-
-ELCR = 0x4D0
-"""Edge/level control of the first interrupt controller: KVM serves it with a few instructions."""
 
 _BEGIN, _END = 1, 2
 _DEADLINE_S = 300.0
@@ -138,73 +124,6 @@ def pinned(host: Host, guest: Guest) -> Iterator[None]:
         place(f"0-{last}")
 
 
-@dataclass(frozen=True)
-class _Target:
-    """Something to count: the probe's words, the exits that it takes, the row that it gives."""
-
-    name: str
-    words: str
-    exits: int
-    context: Mapping[str, str]
-
-
-def _targets(bench: Bench, functions: Mapping[str, str], mapped: Collection[str]) -> list[_Target]:
-    """Registers that a cache may keep and one that it may not, of both kinds of functions.
-
-    ``functions`` are the guest's, with their class; ``mapped`` those that it reads by ECAM,
-    without an exit.
-    """
-    targets = []
-
-    def add(function: str, address: str, register: str, offset: int) -> None:
-        path, exits = ("cf8", 2) if offset < 0x100 else ("ecam", 1)
-        if address in mapped:
-            path, exits = "ecam", 0
-        targets.append(
-            _Target(
-                "lspci.dword_instructions",
-                f"config /sys/bus/pci/devices/{address}/config {offset:#x}",
-                exits,
-                {"path": path, "function": function, "register": register},
-            )
-        )
-
-    def first(kind: str) -> str | None:
-        return min((address for address, have in functions.items() if have == kind), default=None)
-
-    bridge, port = first("0600"), first("0604")
-    assigned = first("0108") if bench.host.p2p else None
-    for function, address in (("emulated", bridge), ("assigned", assigned)):
-        if address is not None:
-            add(function, address, "id", 0)
-            add(function, address, "status", 4)
-    for function, address in (("emulated", port), ("assigned", assigned)):
-        if address is not None:
-            add(function, address, "extended", 0x100)
-    pair = _Target("exit.kernel_pair_instructions", f"ports {ELCR:#x}", 2, {"port": f"{ELCR:#x}"})
-    return [*targets, pair]
-
-
-def measure(
-    bench: Bench, functions: Mapping[str, str], mapped: Collection[str] = ()
-) -> list[Measurement]:
-    """The rows of NAMES; what was seen between is kept in ``logs``."""
-    log = bench.host.instructions
-    assert log is not None
-    rows, kept = [], []
-    with pinned(bench.host, bench.guest):
-        for target in _targets(bench, functions, mapped):
-            values = []
-            for _ in range(SERIES):
-                every = series(log, bench.guest.shell, target.words)
-                kept.append({"words": target.words, **summary(every)})
-                values.append(undisturbed(every, target.exits))
-            rows.append(bench.row(target.name, values, **target.context))
-    text = "\n".join(json.dumps(one) for one in kept)
-    (bench.logs / f"{bench.variant}-instructions.jsonl").write_text(text + "\n")
-    return rows
-
-
 def undisturbed(intervals: Sequence[Interval], exits: int) -> int:
     """The host's instructions for a read that nothing disturbed: the smallest count.
 
@@ -233,22 +152,3 @@ def summary(intervals: Sequence[Interval]) -> dict[str, object]:
         "guest_median": statistics.median(one.guest for one in intervals),
         "by_exits": dict(sorted(Counter(one.entries for one in intervals).items())),
     }
-
-
-def compared(rows: Iterable[Measurement]) -> list[Measurement]:
-    """The rows of COMPARED, from those of a whole run."""
-    counted = [row for row in rows if row.name == "lspci.dword_instructions"]
-    vanilla = {tuple(row.context.items()): row for row in counted if row.variant == "vanilla"}
-    return [
-        dataclasses.replace(
-            row,
-            name="lspci.dword_instructions_ratio",
-            unit=CATALOGUE["lspci.dword_instructions_ratio"].unit,
-            values=(base.median / row.median,),
-            derived=True,
-        )
-        for row in counted
-        if row.variant != "vanilla"
-        and row.median
-        and (base := vanilla.get(tuple(row.context.items())))
-    ]

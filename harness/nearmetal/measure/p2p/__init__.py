@@ -17,6 +17,7 @@ While the peer's bytes are moved a last time, the initiator also moves pages of 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Mapping
@@ -24,26 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import MeasurementError
-from ..core.model import Measurement
-from ..machines.guest import Guest
-from ..machines.host import Host, count_iommu_faults
-from ..pci.layout import Layout, Range, around, windows
-from ..probes import routes
-from .bench import Bench, Row
-
-NAMES = (
-    "p2p.read_mib_s",
-    "p2p.write_mib_s",
-    "p2p.host_ram_mib_s",
-    "p2p.corrupt_bytes",
-    "p2p.iommu_faults",
-    "p2p.ram_bytes",
-    "p2p.ram_corrupt_bytes",
-)
-
-ROUTE_NAMES = ("p2p.bytes_direct", "p2p.bytes_redirected", "p2p.bytes_translated")
-"""What only the testbed's switch can tell."""
+from ...core.errors import MeasurementError
+from ...core.model import Measurement
+from ...machines.equipment import ARRANGED, PCIE, ROUTES, Equipment
+from ...machines.guest import Guest, GuestParts
+from ...machines.host import Host, count_iommu_faults
+from ...pci.layout import Layout, Range, around, windows
+from ...probes import routes
+from ..api import Better, Keys, Metric, Plot, Setup, Test, Unit
+from ..bench import Bench, Row
 
 RUNS = 3
 BYTES = 8 << 20
@@ -81,31 +71,27 @@ def bandwidth(line: dict[str, float]) -> float:
 
 
 @dataclass(frozen=True)
-class Setup:
-    """A set-up: its name, and ACS Control that it needs in every downstream port.
+class Way:
+    """The way that bytes must take in a set-up: ACS Control of every downstream port.
 
     ``expect`` of ``mask`` must read back before anything is moved: a switch whose ACS is off
     by itself would carry all bytes directly, and prove nothing.
     """
 
     name: str
-    mask: int = 0
-    expect: int = 0
-    iommufd: bool = False
-    """Whether the guest's functions are assigned by iommufd and not by the type1 container."""
+    mask: int
+    expect: int
     direct: bool = False
     """Whether the guest's functions have their memory where the host has it."""
-    control: bool = False
-    """Whether QEMU isn't told what the variant switches on."""
 
 
 REDIRECT = routes.RR | routes.CR
-BARE = Setup("bare", REDIRECT | routes.DT, 0)
-IOMMU = Setup("iommu", REDIRECT | routes.DT, REDIRECT)
-ATS = Setup("ats", REDIRECT | routes.DT, REDIRECT | routes.DT)
-IOMMUFD = Setup("iommufd", REDIRECT | routes.DT, REDIRECT, iommufd=True, control=True)
-DIRECT = Setup("direct", REDIRECT | routes.DT, 0, iommufd=True, direct=True)
-SETUPS = {setup.name: setup for setup in (BARE, IOMMU, ATS, IOMMUFD, DIRECT)}
+BARE = Way("bare", REDIRECT | routes.DT, 0)
+IOMMU = Way("iommu", REDIRECT | routes.DT, REDIRECT)
+ATS = Way("ats", REDIRECT | routes.DT, REDIRECT | routes.DT)
+IOMMUFD = Way("iommufd", REDIRECT | routes.DT, REDIRECT)
+DIRECT = Way("direct", REDIRECT | routes.DT, 0, direct=True)
+WAYS = {way.name: way for way in (BARE, IOMMU, ATS, IOMMUFD, DIRECT)}
 ANYWHERE: Mapping[str, Range] = {"anywhere": Range(0, (1 << 52) - 1)}
 """Where RAM is moved from and to beside the peer's: x86 has 52 address bits at most."""
 ATS_CONTROL = routes.SV | routes.RR | routes.CR | routes.UF | routes.DT
@@ -134,7 +120,7 @@ def layout(host: Host) -> Layout:
     """RAM of a guest around the windows of the switch that the peer is below."""
     device = f"/sys/bus/pci/devices/{host.assigned[0]}"
     text = host.shell.run(f"cat $(readlink -f {shlex.quote(device)})/../../resource").stdout
-    return around(windows(text), host.guest_memory_mib)
+    return around(windows(text), host.equipment.guest_memory_mib)
 
 
 def check_redirected(ports: routes.Ports) -> None:
@@ -163,50 +149,59 @@ def beside(
 
 
 def measure(bench: Bench) -> list[Measurement]:
-    """All rows of the p2p test in the guest that the bench has."""
-    return transfers(bench.host, bench.guest, IOMMU, bench.row, bench.logs, bench.variant)
+    """All rows of one set-up, in its guest or, if it is bare, on the host itself."""
+    host = bench.host
+    way = WAYS[bench.setup.name or IOMMU.name]
+    if way is ATS:
+        routes.set_acs(host.shell, routes.read(host.shell), ATS_CONTROL)
+    ranges = ANYWHERE
+    if way.direct:
+        around_it = layout(host)
+        ranges = {"below-window": around_it.below, "behind-window": around_it.behind}
+    where = host if bench.setup.bare else bench.guest
+    return transfers(host, where, way, bench.row, bench.logs, bench.label, ranges)
 
 
 def transfers(
     host: Host,
     where: Guest | Host,
-    setup: Setup,
+    way: Way,
     row: Row,
     logs: Path,
-    variant: str,
+    label: str,
     ranges: Mapping[str, Range] = ANYWHERE,
 ) -> list[Measurement]:
-    """All rows of one set-up; the transfers run in ``where``, the switch is the host's.
+    """The rows of bytes that take one way; they move in ``where``, the switch is the host's.
 
     ``ranges`` are where RAM is moved beside the peer's bytes, by names for the report.
     """
     listing = where.shell.run(FIND).stdout
     disk, allocate = find(listing)
-    counts = host.store is not None
-    context = {"setup": setup.name, "block": str(BLOCK)}
+    counts = host.can(ROUTES)
+    context = {"block": str(BLOCK)}
     if counts:
         ports = routes.read(host.shell)
         for address, control in ports.acs.items():
-            if control & setup.mask != setup.expect:
+            if control & way.mask != way.expect:
                 raise MeasurementError(
                     f"ACS Control of {address} is {routes.names(control)}, and the set-up"
-                    f" '{setup.name}' needs {routes.names(setup.expect)}"
+                    f" '{way.name}' needs {routes.names(way.expect)}"
                 )
         context["acs"] = "/".join(sorted({routes.names(value) for value in ports.acs.values()}))
-    if where is not host and (counts or setup.direct):
+    if where is not host and (counts or way.direct):
         peer = allocate.split("/")[-3]
         there = peer_memory(where.shell.run(_MEMORY_BARS % peer).stdout)
         here = peer_memory(host.shell.run(_MEMORY_BARS % host.p2p["peer"]).stdout)
-        if setup.direct and there != here:
+        if way.direct and there != here:
             raise MeasurementError(
                 f"the peer's memory is at {there:#x} in the guest and at {here:#x} on the host"
             )
-        if there == here and not setup.direct:
+        if there == here and not way.direct:
             raise MeasurementError(
                 f"the peer's memory has the address {here:#x} in the guest and on the host, so"
                 " that peer-to-peer would come out right without translation"
             )
-        context["bars"] = "as-on-host" if setup.direct else "moved"
+        context["bars"] = "as-on-host" if way.direct else "moved"
     before = host.kernel_log().last
     speeds: dict[tuple[str, str], list[float]] = {}
     corrupt: dict[str, list[float]] = {"read": [], "write": []}
@@ -242,7 +237,7 @@ def transfers(
                     f"{line['corrupt']} bytes differ with ordinary memory: the disk is broken"
                 )
         lines.extend(found)
-    name = f"{variant}-p2p-{setup.name}.json"
+    name = f"{label}-p2p.json"
     (logs / name).write_text(
         json.dumps({"transfers": lines, "routes": [repr(w) for w in ways]}, indent=1)
     )
@@ -266,3 +261,117 @@ def transfers(
             row("p2p.bytes_translated", [way.translated for way in ways], **context),
         ]
     return rows
+
+
+def beside_windows(host: Host, parts: GuestParts) -> GuestParts:
+    """A guest with BARs at the host's addresses, and RAM around the windows of the switch.
+
+    Raises MeasurementError where the switch does not redirect before it has that guest.
+    """
+    found = layout(host)
+    check_ports(host)
+    return dataclasses.replace(
+        parts, memory_mib=found.memory_mib, machine=found.machine(), host_addresses=True
+    )
+
+
+def check_ports(host: Host) -> None:
+    """MeasurementError unless all ports redirect, where that can be seen."""
+    if host.can(ROUTES):
+        check_redirected(routes.read(host.shell))
+
+
+def lacks(equipment: Equipment, unit: Unit) -> str | None:
+    """What a host has not that the test needs."""
+    if not equipment.has_nvme_pair:
+        return "the host has no devices for p2p (inventory: p2p)"
+    return None
+
+
+PLAIN = Setup(IOMMU.name)
+IN_IOMMUFD = Setup(IOMMUFD.name, iommufd=True, control=True)
+IN_DIRECT = Setup(DIRECT.name, iommufd=True, shape=beside_windows, after=check_ports)
+SETUPS = (
+    Setup(BARE.name, variants=("vanilla",), needs=(ARRANGED,), iommu=False, bare=True),
+    Setup(ATS.name, variants=("vanilla",), needs=(ARRANGED,), ats=True),
+    IN_IOMMUFD,
+    IN_DIRECT,
+)
+
+_CONTEXT: Keys = {"block": "[0-9]+", "acs": ".*", "bars": ("moved", "as-on-host")}
+_DIRECTION: Keys = {**_CONTEXT, "direction": ("read", "write")}
+_RAM: Keys = {**_CONTEXT, "ram": ("anywhere", "below-window", "behind-window", "in-window")}
+
+
+def _metric(
+    name: str,
+    unit: str,
+    meaning: str,
+    better: Better = "lower",
+    keys: Keys = _CONTEXT,
+    needs: tuple[str, ...] = (),
+) -> Metric:
+    return Metric(name, unit, meaning, better, keys=keys, needs=needs)
+
+
+METRICS = (
+    _metric("p2p.read_mib_s", "MiB/s", "NVMe reads into the peer's memory", "higher"),
+    _metric("p2p.write_mib_s", "MiB/s", "NVMe writes from the peer's memory", "higher"),
+    _metric(
+        "p2p.host_ram_mib_s", "MiB/s", "the same transfers with guest RAM", "higher", _DIRECTION
+    ),
+    _metric("p2p.corrupt_bytes", "bytes", "bytes that differ after a transfer", keys=_DIRECTION),
+    _metric(
+        "p2p.ram_bytes",
+        "bytes",
+        "bytes of RAM that the initiator moved while it moved the peer's",
+        "equal",
+        _RAM,
+    ),
+    _metric("p2p.ram_corrupt_bytes", "bytes", "bytes of these that differ afterwards", keys=_RAM),
+    _metric(
+        "p2p.bytes_direct",
+        "bytes",
+        "peer-to-peer bytes that the switch carried straight to the peer",
+        "equal",
+        needs=(ROUTES,),
+    ),
+    _metric(
+        "p2p.bytes_redirected",
+        "bytes",
+        "peer-to-peer bytes that ACS sent up to the root complex",
+        "equal",
+        needs=(ROUTES,),
+    ),
+    _metric(
+        "p2p.bytes_translated",
+        "bytes",
+        "peer-to-peer bytes carried straight to the peer as translated requests (ATS)",
+        "equal",
+        needs=(ROUTES,),
+    ),
+    _metric("p2p.iommu_faults", "faults", "DMA faults that the host's IOMMU logged"),
+)
+
+TEST = Test(
+    "p2p",
+    "Peer-to-peer DMA (p2p)",
+    measure,
+    METRICS,
+    order=30,
+    plain=PLAIN,
+    setups=SETUPS,
+    needs=(PCIE,),
+    lacks=lacks,
+    plots=(
+        Plot(
+            "Bandwidth between peers, beside guest RAM",
+            {
+                "p2p.read_mib_s": "read into the peer",
+                "p2p.write_mib_s": "write from the peer",
+                "p2p.host_ram_mib_s": "the same with guest RAM",
+            },
+        ),
+    ),
+    checks=Path(__file__).with_name("checks.yaml"),
+)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""p2p on servers: tools that are installed there, run as the inventory says (docs/servers.md).
+"""tools: programs of others that a server has, run as its inventory says (docs/servers.md).
 
 With each result goes what the host's registers said, before and after: ACS Control of the ports
-between the functions, ATS and relaxed ordering of these. What a tool prints is read by the package
-``tools``, and kept in the run's logs.
+between the functions, ATS and relaxed ordering of these. What a tool prints is read by the modules
+beside this one, and kept in the run's logs.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import ui
-from ..core.errors import EnvironmentBroken, MeasurementError, UsageError
-from ..core.model import Measurement
-from ..machines.host import Host
-from ..machines.inventory import GUEST, HOST, End, Tool
-from ..machines.shell import Running, Shell, connect
-from ..probes import topology
-from .bench import Row
-from .parsers import cuda_p2p, nccl, nvbandwidth, perftest
-from .parsers.reading import Reading, tail
+from ...core import ui
+from ...core.errors import EnvironmentBroken, MeasurementError, UsageError
+from ...core.model import VARIANTS, Measurement, Missing, Skipped
+from ...machines.equipment import PCIE, Equipment
+from ...machines.host import Host
+from ...machines.inventory import GUEST, HOST, End, Tool
+from ...machines.shell import Running, Shell, connect
+from ...probes import topology
+from ..api import ANY, Metric, Setup, Test, Unit
+from ..bench import Bench, Found, Row
+from ..p2p import IN_DIRECT, IN_IOMMUFD, PLAIN
+from . import cuda_p2p, nccl, nvbandwidth, perftest
+from .reading import Reading, tail
 
 BANDWIDTH, LATENCY = "p2p.tool_gb_s", "p2p.tool_latency_us"
 NAMES = (BANDWIDTH, LATENCY)
@@ -44,48 +46,60 @@ _LOGIN_S = 60.0
 _LISTEN_S = 30.0
 
 
-@dataclass
-class Outcome:
-    """What tools gave: rows; what failed, as (reason, detail); what is declared not to apply."""
-
-    rows: list[Measurement] = field(default_factory=list)
-    missing: list[tuple[str, str]] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-
-
 class NotInstalled(MeasurementError):
     """The tool's program is not there."""
 
 
-def measure(
-    host: Host,
-    guest: Shell | None,
-    tools: Sequence[Tool],
-    row: Row,
-    logs: Path,
-    label: str,
-) -> Outcome:
-    """Run tools one after another; one that fails does not keep the others from running.
+def lacks(equipment: Equipment, unit: Unit) -> str | None:
+    """Why no tool is to be run for a unit: tools are what the inventory of a server names."""
+    if wanted(equipment.tools, unit):
+        return None
+    if equipment.testbed is not None:
+        return "only a server's inventory names tools to be run (docs/servers.md)"
+    others = [
+        f"{tool.tool} is for {' of '.join(word for word in (tool.variant, tool.series) if word)}"
+        for tool in equipment.tools
+        if not tool.in_guest
+    ]
+    told = f" ({', '.join(others)})" if others and unit.subject.setup == OUTSIDE.name else ""
+    return f"the inventory of the host names no tool for {unit.subject.label}{told}"
 
-    ``guest`` is a login in the guest, None where none is up; ``label`` begins the names of logs.
-    """
-    outcome = Outcome()
-    for number, tool in enumerate(tools):
+
+def wanted(every: Sequence[Tool], unit: Unit) -> list[Tool]:
+    """Those of the tools that a unit runs: in its guest or, outside of any, once each."""
+    subject = unit.subject
+    if subject.setup != OUTSIDE.name:
+        return [tool for tool in every if tool.in_guest]
+    return [
+        tool
+        for tool in every
+        if not tool.in_guest and (tool.variant, tool.series) == (subject.variant, subject.series)
+    ]
+
+
+def measure(bench: Bench) -> list[Found]:
+    """Run the unit's tools one after another; one that fails does not keep others from running."""
+    found: list[Found] = []
+    guest = None if bench.setup.bare else bench.guest.shell
+    for number, tool in enumerate(wanted(bench.host.equipment.tools, bench.unit)):
         with ui.step(f"measuring with {tool.tool} ({tool.command})"):
             try:
-                name = f"{label}-tool-{number}-{Path(tool.command).name}"
-                outcome.rows += _one(host, guest, tool, row, logs, name)
+                name = f"{bench.label}-tool-{number}-{Path(tool.command).name}"
+                found += _one(bench.host, guest, tool, bench.row, bench.logs, name)
             except NotInstalled as error:
                 if tool.optional:
                     ui.say(f"    skipped: {error.message}")
-                    outcome.skipped.append(error.message)
+                    found.append(Skipped(TEST.name, bench.subject, error.message, NAMES))
                 else:
-                    ui.tell_error(error)
-                    outcome.missing.append((error.message, error.detail or ""))
+                    found.append(_missing(bench, error))
             except MeasurementError as error:
-                ui.tell_error(error)
-                outcome.missing.append((error.message, error.detail or ""))
-    return outcome
+                found.append(_missing(bench, error))
+    return found
+
+
+def _missing(bench: Bench, error: MeasurementError) -> Missing:
+    ui.tell_error(error)
+    return Missing(TEST.name, bench.subject, error.message, NAMES, error.detail or "")
 
 
 def _one(
@@ -147,7 +161,7 @@ def _machine(host: Host, guest: Shell | None, end: End) -> Iterator[Shell]:
         yield guest
         return
     try:
-        shell = connect(end.at, host.machines[end.at], deadline_s=_LOGIN_S)
+        shell = connect(end.at, host.equipment.machines[end.at], deadline_s=_LOGIN_S)
     except (UsageError, EnvironmentBroken) as error:
         raise MeasurementError(error.message, hint=error.hint) from None
     try:
@@ -327,3 +341,28 @@ _RUN: Mapping[str, Callable[[Tool, Sequence[Shell], Keep], tuple[Reading, ...]]]
     "p2pBandwidthLatencyTest": _cuda_p2p,
     "nccl-tests": _nccl,
 }
+
+
+OUTSIDE = Setup("outside", variants=VARIANTS, bare=True)
+"""For tools no end of which is in a guest of the harness."""
+
+TEST = Test(
+    "tools",
+    "Tools of others (tools)",
+    measure,
+    (
+        Metric(
+            BANDWIDTH,
+            "GB/s",
+            "bandwidth by a tool that is installed on a server, 10^9 bytes a second",
+            "higher",
+            keys={"*": ANY},
+        ),
+        Metric(LATENCY, "us", "latency by such a tool", keys={"*": ANY}, asked=True),
+    ),
+    order=35,
+    plain=PLAIN,
+    setups=(IN_IOMMUFD, IN_DIRECT, OUTSIDE),
+    needs=(PCIE,),
+    lacks=lacks,
+)

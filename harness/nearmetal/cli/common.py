@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the commands of the command line share: a parser, options, and how they are read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core import settings
+from ..core.errors import UsageError
+from ..core.model import VARIANTS, Variant
+from ..core.settings import Settings
+from ..core.text import nearest
+from ..machines import inventory
+from ..machines.emulators import EMULATORS
+
+Handler = Callable[[argparse.Namespace, Settings], int]
+
+TESTBEDS = tuple(EMULATORS)
+BOTH = "both"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are the project's."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(message, hint=f"see '{self.prog} --help'")
+
+
+def common_options(*further: str) -> Parser:
+    """The options of all commands; ``further`` are words for --testbed that one of them takes."""
+    common = Parser(add_help=False)
+    group = common.add_argument_group("where things are")
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="what is fetched and built (default: $NEARMETAL_CACHE or ~/.cache/nearmetal)",
+    )
+    group.add_argument(
+        "--results-dir",
+        type=Path,
+        metavar="DIR",
+        help="where runs are reported (default: results/ in the repository)",
+    )
+    group.add_argument(
+        "--source-dir",
+        type=Path,
+        metavar="DIR",
+        help="source archives that are used before any download (or $NEARMETAL_SOURCES)",
+    )
+    group.add_argument(
+        "--linux-tree",
+        type=Path,
+        metavar="PATH",
+        help="build this Linux (git tree, folder or tarball) as it stands",
+    )
+    group.add_argument(
+        "--qemu-tree",
+        type=Path,
+        metavar="PATH",
+        help="build this QEMU (git tree, folder or tarball) as it stands",
+    )
+    group.add_argument(
+        "--testbed",
+        choices=(*TESTBEDS, *further),
+        help=f"which emulated host (default: {TESTBEDS[0]})"
+        + ("; both: one after the other, in one report" if BOTH in further else ""),
+    )
+    group.add_argument(
+        "-j",
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 2,
+        metavar="N",
+        help="processes of a build (default: the CPUs there are)",
+    )
+    return common
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The commands, to which a module adds its own."""
+
+    sub: Any
+    common: Parser
+
+    def add(
+        self, name: str, summary: str, handler: Handler, options: Parser | None = None
+    ) -> argparse.ArgumentParser:
+        """A command with the options of all commands, or with others in their place."""
+        description = summary[0].upper() + summary[1:] + "."
+        one: argparse.ArgumentParser = self.sub.add_parser(
+            name, help=summary, description=description, parents=[options or self.common]
+        )
+        one.set_defaults(handler=handler)
+        return one
+
+
+def target(one: argparse.ArgumentParser) -> None:
+    """The options that name a host of the inventory."""
+    one.add_argument(
+        "--host", metavar="NAME", help="a host of the inventory instead of the testbed"
+    )
+    one.add_argument(
+        "--inventory",
+        type=Path,
+        metavar="FILE",
+        default=Path("inventory.yaml"),
+        help="YAML file that says how to reach hosts (default: inventory.yaml)",
+    )
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings that the options make; UsageError for what cannot be."""
+    repo = settings.repository()
+    source = options.source_dir or (
+        Path(os.environ["NEARMETAL_SOURCES"]) if os.environ.get("NEARMETAL_SOURCES") else None
+    )
+    if options.jobs < 1:
+        raise UsageError("--jobs must be 1 or more")
+    for name in ("linux_tree", "qemu_tree"):
+        path = getattr(options, name)
+        if path is not None and not path.exists():
+            raise UsageError(f"--{name.replace('_', '-')} {path}: there is nothing there")
+    return Settings(
+        repo=repo,
+        cache_dir=(options.cache_dir or settings.default_cache_dir()).expanduser().absolute(),
+        results_dir=(options.results_dir or repo / "results").expanduser().absolute(),
+        source_dir=source.expanduser().absolute() if source else None,
+        linux_tree=options.linux_tree,
+        qemu_tree=options.qemu_tree,
+        jobs=options.jobs,
+        testbed=TESTBEDS[0] if options.testbed in (None, BOTH) else options.testbed,
+    )
+
+
+def variants_of(names: Sequence[str] | None) -> tuple[Variant, ...]:
+    """Variants by name, in their order; UsageError with the nearest name."""
+    for name in names or ():
+        if name not in VARIANTS:
+            raise UsageError(f"there is no variant '{name}'", hint=nearest(name, VARIANTS))
+    return tuple(variant for variant in VARIANTS if variant in (names or ()))
+
+
+def server_of(options: argparse.Namespace) -> inventory.Server | None:
+    """The server that the options name, if any."""
+    # an empty name is one that is wrong: the testbed is not what was meant
+    if options.host is None:
+        return None
+    if options.testbed is not None:
+        raise UsageError(
+            f"--host {options.host} and --testbed {options.testbed} are mutually exclusive",
+            hint="a server is no emulated host: leave one of the two out",
+        )
+    return inventory.pick(options.inventory, options.host)
+
+
+def folder_of(conf: Settings, name: str) -> Path:
+    """A run's folder by its name or its path."""
+    path = conf.results_dir / name
+    return path if path.exists() else Path(name)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command ``run``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from ..core.model import VARIANTS
+from ..core.settings import Settings
+from ..measure import registry
+from ..runs import execute
+from .common import BOTH, TESTBEDS, Commands, common_options, server_of, target, variants_of
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    one = commands.add(
+        "run", "build, boot, measure, check and report", command, common_options(BOTH)
+    )
+    target(one)
+    one.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEST",
+        help=f"only this test ({', '.join(registry.tests())}); may be repeated",
+    )
+    one.add_argument(
+        "--variant",
+        action="append",
+        metavar="VARIANT",
+        help=f"only this variant ({', '.join(VARIANTS)}); may be repeated",
+    )
+    one.add_argument(
+        "--checks",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="judge by these checks instead of the default ones; may be repeated",
+    )
+    one.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave host and guest up after the measurements until Ctrl-C",
+    )
+
+
+def command(options: argparse.Namespace, conf: Settings) -> int:
+    """Carry it out."""
+    status, _ = execute.execute(
+        conf,
+        execute.Options(
+            tests=tuple(options.only),
+            variants=variants_of(options.variant),
+            testbeds=TESTBEDS if options.testbed == BOTH else (),
+            server=server_of(options),
+            checks=tuple(options.checks or ()),
+            keep=options.keep,
+            command=shlex.join(["nearmetal", *sys.argv[1:]]),
+        ),
+    )
+    return status

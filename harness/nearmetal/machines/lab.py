@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The lab: all builds of a plan, and the hosts and guests that are made of them.
+
+Runs, commands and tests use it and nothing below it::
+
+    lab = Lab.build(settings, cache, plan)
+    with lab.host(config, logs) as host, lab.guest(host, config, logs) as guest: ...
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .. import builds
+from ..builds import Image, Kernel, Qemu
+from ..core.cache import Cache, sha256_file
+from ..core.errors import MeasurementError, UsageError
+from ..core.model import Build
+from ..core.settings import Settings
+from ..patches import series
+from ..patches.variants import Config
+from ..sources.archive import Source, obtain
+from .emulators import EMULATORS
+from .emulators.testbed import Made, Wanted, running_host
+from .equipment import of_server
+from .guest import Guest, GuestParts, running_guest
+from .host import Host, reach
+from .inventory import Server
+
+Role = Literal["host-kernel", "guest-kernel", "host-qemu", "emulator", "image"]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """All builds of a plan. ``emulator`` is None where the host is ``server``.
+
+    ``kernels`` and ``qemus`` are by their patches; ``fresh`` says whether any was built just now.
+    """
+
+    settings: Settings
+    cache: Cache
+    image: Image
+    emulator: Made | None
+    kernels: dict[tuple[Path, ...], Kernel]
+    qemus: dict[tuple[Path, ...], Qemu]
+    records: tuple[Build, ...]
+    fresh: bool
+    server: Server | None = None
+
+    @classmethod
+    def build(
+        cls,
+        settings: Settings,
+        cache: Cache,
+        plan: Sequence[Config],
+        *,
+        server: Server | None = None,
+    ) -> Lab:
+        """Everything that the variants need, from the cache or built now. Raises BuildFailed."""
+        note = _Records(settings)
+        linux, qemu = (obtain(settings, cache, name) for name in ("linux", "qemu"))
+        image = builds.image(settings, cache)
+        note.add("image", None, "guest-images/debian.yaml", image.sha256, fresh=image.fresh)
+        emulator = None if server is not None else _emulator(settings, cache, note)
+        kernels: dict[tuple[Path, ...], Kernel] = {}
+        qemus: dict[tuple[Path, ...], Qemu] = {}
+        for config in plan:
+            roles: list[tuple[Role, tuple[Path, ...]]] = [("guest-kernel", config.guest_patches)]
+            if emulator is not None:
+                roles.insert(0, ("host-kernel", config.linux_patches))
+            for role, patches in roles:
+                kernel = builds.kernel(settings, cache, linux, patches=patches)
+                fresh = kernel.fresh and patches not in kernels
+                kernels[patches] = kernel
+                names = config.applied if patches else ()
+                note.add(role, config, linux, kernel.sha256, names, fresh=fresh)
+            patches = config.qemu_patches
+            inner = builds.qemu(settings, cache, qemu, patches=patches)
+            fresh = inner.fresh and patches not in qemus
+            qemus[patches] = inner
+            names = config.applied if patches else ()
+            note.add("host-qemu", config, qemu, inner.sha256, names, fresh=fresh)
+        return cls(
+            settings,
+            cache,
+            image,
+            emulator,
+            kernels,
+            qemus,
+            tuple(dict.fromkeys(note.records)),
+            note.fresh,
+            server,
+        )
+
+    @contextmanager
+    def host(
+        self,
+        config: Config,
+        logs: Path,
+        *,
+        iommu: bool = True,
+        ats: bool = False,
+        extra: tuple[str, ...] = (),
+    ) -> Iterator[Host]:
+        """The host that a variant runs on: the emulated one, booted now, or the server.
+
+        ``iommu``, ``ats`` and ``extra`` are for the emulated one (emulators.testbed.Wanted).
+        ``Host.boot_retries`` says whether it took a second boot.
+        """
+        if self.server is not None:
+            with self.cache.lock(f"host-{self.server.name}"):
+                host = reach(
+                    self.server.name, self.server.address, equipment=of_server(self.server)
+                )
+                try:
+                    yield host
+                finally:
+                    host.shell.close()
+            return
+        assert self.emulator is not None
+        kernel = self.kernels[config.linux_patches]
+        parts = EMULATORS[self.settings.testbed].machine(
+            Wanted(
+                made=self.emulator,
+                kernel=kernel,
+                initramfs=self._initramfs(kernel, "host"),
+                image=self.image,
+                keys=builds.keys(self.cache),
+                store=self.cache.root / "store",
+                things=self._for_guests(),
+                iommu=iommu,
+                ats=ats,
+                extra=extra,
+            )
+        )
+        scratch = self.cache.root / "tmp" / f"testbed-{os.getpid()}"
+        with running_host(parts, logs=logs, scratch=scratch) as (host, machine, retries):
+            host.boot_retries = retries
+            _check_modules(host, kernel)
+            yield host
+            machine.alive()
+            machine.console.check()
+
+    def guest_parts(
+        self, config: Config, host: Host, assigned: Sequence[str] | None = None
+    ) -> GuestParts:
+        """What the guest of a variant is made of; ``assigned``: all that the host has, if None.
+
+        Raises UsageError where the host has no function that the variant is about.
+        """
+        kernel = self.kernels[config.guest_patches]
+        words = list(config.qemu_args)
+        for name in config.functions:
+            if name not in host.functions:
+                raise UsageError(
+                    f"the host {host.name} has no function '{name}' for variant {config.label}",
+                    hint=f"give its address in the inventory: functions: {{{name}: ...}}",
+                )
+            words = [word.replace(f"{{{name}}}", host.functions[name]) for word in words]
+        return GuestParts(
+            qemu=self.qemus[config.qemu_patches],
+            kernel=kernel,
+            initramfs=self._initramfs(kernel, "guest"),
+            image=self.image,
+            keys=builds.keys(self.cache),
+            cpus=host.equipment.guest_cpus,
+            memory_mib=host.equipment.guest_memory_mib,
+            assigned=tuple(host.assigned if assigned is None else assigned),
+            accel=config.accel.get(host.facts.kvm_module, {}),
+            extra=tuple(words),
+        )
+
+    @contextmanager
+    def guest(
+        self,
+        host: Host,
+        config: Config,
+        logs: Path,
+        *,
+        label: str | None = None,
+        parts: GuestParts | None = None,
+        modules: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> Iterator[Guest]:
+        """The variant's guest on a host, up, with KVM loaded and functions bound as it wants them.
+
+        ``parts`` and ``modules`` are in place of the variant's own; ``label`` names its logs.
+        """
+        wanted = config.modules if modules is None else modules
+        made = self.guest_parts(config, host) if parts is None else parts
+        host.load_kvm(wanted)
+        with ExitStack() as stack:
+            stack.enter_context(host.parameters(wanted))
+            stack.enter_context(host.vfio(list(made.assigned), config.functions))
+            yield stack.enter_context(
+                running_guest(host, made, logs=logs, label=label or config.label)
+            )
+
+    def _initramfs(self, kernel: Kernel, role: str) -> Path:
+        return builds.initramfs(self.settings, self.cache, kernel, role, modules=role == "host")
+
+    def _for_guests(self) -> tuple[Path, ...]:
+        """The files and folders that QEMU needs on the host for the guests of all variants."""
+        things: list[Path] = []
+        for qemu in self.qemus.values():
+            things += [qemu.program, qemu.firmware]
+        for kernel in self.kernels.values():
+            things += [kernel.image, self._initramfs(kernel, "guest")]
+        return tuple(dict.fromkeys(things))
+
+
+class _Records:
+    """Gathers what was built."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.records: list[Build] = []
+        self.fresh = False
+
+    def add(
+        self,
+        role: Role,
+        config: Config | None,
+        source: Source | str,
+        sha256: str,
+        names: tuple[str, ...] = (),
+        *,
+        fresh: bool,
+    ) -> None:
+        self.fresh |= fresh
+        self.records.append(
+            Build(
+                role=role,
+                variant=config.variant if config else "vanilla",
+                source=str(source),
+                sha256=sha256,
+                series=names,
+                testbed=self.settings.testbed if role in ("emulator", "image") else None,
+            )
+        )
+
+
+def _emulator(settings: Settings, cache: Cache, note: _Records) -> Made:
+    """The emulator of the settings' testbed, with the patches of its tree."""
+    kind = EMULATORS[settings.testbed]
+    every = [one for one in series.load_series(settings.repo / "patches") if not one.draft]
+    ours = series.of_tree(every, kind.tree)
+    made = kind.build(settings, cache, tuple(path for one in ours for path in one.patches()))
+    names = tuple(one.name for one in ours)
+    note.add("emulator", None, made.source, made.build.sha256, names, fresh=made.build.fresh)
+    return made
+
+
+def _check_modules(host: Host, kernel: Kernel) -> None:
+    """Raise MeasurementError unless the host's KVM modules are those of the build."""
+    folder = f"lib/modules/{kernel.release}"
+    for path in sorted((kernel.modules / folder).rglob("kvm*.ko")):
+        there = f"/{folder}/{path.relative_to(kernel.modules / folder)}"
+        seen = host.shell.run(f"sha256sum {shlex.quote(there)}", check=False).stdout.split()
+        if not seen or seen[0] != sha256_file(path):
+            raise MeasurementError(
+                f"{host.name}: {there} is not the module that was built for this variant"
+            )
