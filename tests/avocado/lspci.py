@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from avocado import Test
+from avocado import Test  # type: ignore[attr-defined]
 
 from nearmetal.core import settings
 from nearmetal.core.settings import Settings

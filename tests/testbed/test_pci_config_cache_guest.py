@@ -282,7 +282,7 @@ def test_virtual_functions_of_the_host_change_nothing(guest: Guest) -> None:
         assert bytes_are_equal(guest) == before
 
 
-REBOOTS = {
+REBOOTS: dict[str, Callable[[Guest], object]] = {
     "by QEMU": lambda guest: guest.qmp("system_reset"),
     "by Linux": lambda guest: guest.shell.start("sync; echo b > /proc/sysrq-trigger"),
 }

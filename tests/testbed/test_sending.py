@@ -29,7 +29,13 @@ SENDER = "Jürgen Sender <js@example.org>"
 def b4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("b4")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    words = [folder / "bin/pip", "install", "-q", "--disable-pip-version-check", "b4"]
+    words: list[str | Path] = [
+        folder / "bin/pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "b4",
+    ]
     subprocess.run(words, check=True)
     return folder / "bin/b4"
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the tests read in the guest."""
 
+from typing import Any
+
 import pytest
 
 from nearmetal.core.errors import MeasurementError, UsageError
@@ -120,7 +122,7 @@ def test_bandwidth_in_mib_a_second() -> None:
 
 def test_ram_beside_is_told_by_range() -> None:
     ranges = {"below": Range(0, 0xFFF), "behind": Range(0x2000, 0x2FFF)}
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"memory": "peer", "direction": "read"},
         {"memory": "beside", "first": 0x2000, "last": 0x2FFF, "bytes": 4096, "corrupt": 8},
         {"memory": "beside", "first": 0, "last": 0xFFF, "bytes": 8192, "corrupt": 0},

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_trees import git
+from lib.repositories import git
 
 from nearmetal.cli.main import main
 from nearmetal.core.cache import Cache

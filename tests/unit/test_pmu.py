@@ -11,7 +11,7 @@ import pytest
 
 from nearmetal.measure import registry, vmexit
 from nearmetal.measure.vmexit import counters as pmu
-from nearmetal.measure.vmexit import pmu_exits
+from nearmetal.measure.vmexit.exits import pmu_exits
 from nearmetal.probes.tracing import parse_exits
 
 DATA = Path(__file__).parent / "data" / "trace"

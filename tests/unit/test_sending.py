@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from test_trees import commit, git, make_sources
+from lib.repositories import commit, git, make_sources
 
 from nearmetal.cli.main import main
 from nearmetal.core.cache import Cache

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nearmetal.core.errors import UsageError
-from nearmetal.patches.series import Known, find_series, load_series, of_tree
+from nearmetal.patches.series import Enable, Known, find_series, load_series, of_tree
 from nearmetal.runs import plan as plans
 
 GOOD = """
@@ -73,6 +73,53 @@ def test_an_entry_is_read_in_full(tmp_path: Path) -> None:
         "-global",
         "pci-bus.limit=3",
     )
+
+
+FEATURE = """
+series:
+  - name: feature
+    parts:
+      linux: {order: 1, base: "7.3", purpose: In the kernel., requires: {}}
+      qemu: {order: 2, base: "11.1", purpose: In QEMU.}
+    checks: [exits]
+    tests: [p2p]
+    draft: true
+    enable:
+      modules: {kvm: {cache: true}}
+      qemu: [-machine, fixed=on]
+""".replace(", requires: {}", "")
+
+
+def test_a_feature_has_a_series_for_each_part(tmp_path: Path) -> None:
+    linux, qemu = load_series(write(tmp_path, FEATURE))
+    assert (linux.label, qemu.label) == ("linux/feature", "qemu/feature")
+    assert (linux.base, qemu.base, qemu.order) == ("7.3", "11.1", 2)
+    assert linux.purpose == "In the kernel."
+    assert linux.checks == qemu.checks == ("exits",)
+    assert linux.tests == qemu.tests == ("p2p",)
+    assert linux.draft
+    assert qemu.draft
+    # once: the variant takes what any part enables
+    assert linux.enable.qemu_arguments() == ("-machine", "fixed=on")
+    assert qemu.enable == Enable()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("linux:", "linx:", "feature: parts: unknown key 'linx'"),
+        ("order: 2, ", "", "feature: parts: qemu: the key 'order' is missing"),
+        ("    checks:", "    tree: linux\n    checks:", "feature: unknown key 'tree'"),
+        ('base: "11.1"', "base: 11.1", "feature: parts: qemu: base: '11.1' is not a base"),
+    ],
+)
+def test_a_mistake_in_a_part_is_told_with_its_place(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    assert old in FEATURE
+    with pytest.raises(UsageError) as caught:
+        load_series(write(tmp_path, FEATURE.replace(old, new, 1)))
+    assert says in caught.value.message
 
 
 def test_what_is_not_enabled_sets_nothing(tmp_path: Path) -> None:

@@ -518,7 +518,7 @@ def test_a_server_without_tools_and_pair_boots_no_guest(
 ) -> None:
     lab[1].equipment = Equipment()
     found, wanted = run_units(lab, DIRECT)
-    assert found.measurements == found.missing == lab[0].booted == []
+    assert (found.measurements, found.missing, lab[0].booted) == ([], [], [])
     assert {skip.test for skip in wanted.skipped} == {"p2p", "tools"}
 
 

@@ -366,7 +366,12 @@ def test_a_series_of_nothing_but_qtests_is_run(
     (sources / "old.c").write_text("int old;\n")
     one = candidate(tmp_path / "x", [("tests/qtest/toy-test.c", "int x;")], "qemu")
     asked = []
-    monkeypatch.setattr(full, "run_qtests", lambda one, *_: asked.append(one) or [])
+
+    def asks(one: object, *_: object) -> list[object]:
+        asked.append(one)
+        return []
+
+    monkeypatch.setattr(full, "run_qtests", asks)
     (tmp_path / "scratch").mkdir()
     base = Base("qemu", sources, "11.1.1", None, QemuBuild(()))
     assert full.full([one], {"qemu": base}, tmp_path / "scratch") == []

@@ -30,6 +30,84 @@ _NAME = {"type": "string", "pattern": "^[a-z0-9]+(-[a-z0-9]+)*$"}
 _SCALAR = {"type": ["string", "number", "boolean"]}
 _SETTINGS = {"type": "object", "additionalProperties": _SCALAR}
 
+_ENABLE = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "modules": {"type": "object", "additionalProperties": _SETTINGS},
+        "qemu": {
+            "oneOf": [
+                {
+                    **_SETTINGS,
+                    "propertyNames": {"pattern": r"^[^.=,\s]+\.[^.=,\s]+$"},
+                },
+                {"type": "array", "items": {"type": "string"}},
+            ]
+        },
+        "accel": {
+            "type": "object",
+            "additionalProperties": _SETTINGS,
+            "propertyNames": {"enum": ["kvm_amd", "kvm_intel"]},
+        },
+        "guest_kernel": {"enum": list(get_args(GuestKernel))},
+        "functions": {
+            "type": "object",
+            "additionalProperties": {"type": "string", "minLength": 1},
+            "propertyNames": _NAME,
+        },
+        "setups": {
+            "type": "array",
+            "items": _NAME,
+            "minItems": 1,
+            "uniqueItems": True,
+        },
+    },
+}
+_PART = {
+    "order": {"type": "integer", "minimum": 1},
+    "base": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+$"},
+    "purpose": {"type": "string", "minLength": 1},
+    "requires": {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {"oneOf": [{"type": "integer", "minimum": 1}, {"const": "all"}]},
+    },
+}
+"""What is said of a series, that is, of the part of a feature for one tree."""
+_FEATURE = {
+    "name": _NAME,
+    "checks": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+    "tests": {"type": "array", "items": _NAME, "uniqueItems": True},
+    "draft": {"type": "boolean"},
+    "enable": _ENABLE,
+}
+_NEEDED = ["order", "base", "purpose"]
+_OF_PARTS = {
+    "required": ["name", "parts"],
+    "additionalProperties": False,
+    "properties": {
+        **_FEATURE,
+        "parts": {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": False,
+            "properties": {
+                tree: {
+                    "type": "object",
+                    "required": _NEEDED,
+                    "additionalProperties": False,
+                    "properties": _PART,
+                }
+                for tree in TREES
+            },
+        },
+    },
+}
+_OF_ONE = {
+    "required": ["name", "tree", *_NEEDED],
+    "additionalProperties": False,
+    "properties": {**_FEATURE, **_PART, "tree": {"enum": list(TREES)}},
+}
 SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "required": ["series"],
@@ -39,62 +117,9 @@ SCHEMA: Mapping[str, Any] = {
             "type": "array",
             "items": {
                 "type": "object",
-                "required": ["name", "tree", "order", "base", "purpose"],
-                "additionalProperties": False,
-                "properties": {
-                    "name": _NAME,
-                    "tree": {"enum": list(TREES)},
-                    "order": {"type": "integer", "minimum": 1},
-                    "base": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+$"},
-                    "purpose": {"type": "string", "minLength": 1},
-                    "checks": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
-                    "tests": {
-                        "type": "array",
-                        "items": _NAME,
-                        "uniqueItems": True,
-                    },
-                    "draft": {"type": "boolean"},
-                    "requires": {
-                        "type": "object",
-                        "minProperties": 1,
-                        "additionalProperties": {
-                            "oneOf": [{"type": "integer", "minimum": 1}, {"const": "all"}]
-                        },
-                    },
-                    "enable": {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "properties": {
-                            "modules": {"type": "object", "additionalProperties": _SETTINGS},
-                            "qemu": {
-                                "oneOf": [
-                                    {
-                                        **_SETTINGS,
-                                        "propertyNames": {"pattern": r"^[^.=,\s]+\.[^.=,\s]+$"},
-                                    },
-                                    {"type": "array", "items": {"type": "string"}},
-                                ]
-                            },
-                            "accel": {
-                                "type": "object",
-                                "additionalProperties": _SETTINGS,
-                                "propertyNames": {"enum": ["kvm_amd", "kvm_intel"]},
-                            },
-                            "guest_kernel": {"enum": list(get_args(GuestKernel))},
-                            "functions": {
-                                "type": "object",
-                                "additionalProperties": {"type": "string", "minLength": 1},
-                                "propertyNames": _NAME,
-                            },
-                            "setups": {
-                                "type": "array",
-                                "items": _NAME,
-                                "minItems": 1,
-                                "uniqueItems": True,
-                            },
-                        },
-                    },
-                },
+                "if": {"required": ["parts"]},
+                "then": _OF_PARTS,
+                "else": _OF_ONE,
             },
         }
     },
@@ -227,7 +252,7 @@ def load_series(patches: Path, *, known: Known | None = None) -> tuple[Series, .
     error = unknown[0] if unknown else jsonschema.exceptions.best_match(errors)
     if error is not None:
         raise _schema_error(path, document, error)
-    found = [_series(entry, patches) for entry in document["series"]]
+    found = [_series(part, patches) for one in document["series"] for part in _parts(one)]
     _check_places(path, found)
     if known is not None:
         check_names(path, found, known)
@@ -367,6 +392,17 @@ def _place(document: Any, path: list[str | int]) -> str:
         path = path[2:]
     words += [str(part) for part in path]
     return "".join(f"{word}: " for word in words)
+
+
+def _parts(entry: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """An entry for each part of a feature; what it enables stands in the first alone."""
+    if "parts" not in entry:
+        return [entry]
+    whole = {key: value for key, value in entry.items() if key != "parts"}
+    found = [{**whole, **part, "tree": tree} for tree, part in entry["parts"].items()]
+    for part in found[1:]:
+        part.pop("enable", None)
+    return found
 
 
 def _series(entry: Mapping[str, Any], patches: Path) -> Series:

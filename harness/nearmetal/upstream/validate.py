@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from ..core import proc, ui
 from ..core.cache import key_of, remove, sha256_file
@@ -421,7 +421,7 @@ class LinuxBuild:
     environment: Mapping[str, str] | None = None
     """Added for make."""
 
-    def with_options(self, fragments: Sequence[Path]) -> LinuxBuild:
+    def with_options(self, fragments: Sequence[Path]) -> Self:
         """The same with the options that series add (series.SERIES_OPTIONS)."""
         return replace(self, options=tuple(fragments))
 
