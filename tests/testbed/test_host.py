@@ -149,6 +149,7 @@ def test_failing_and_endless_commands(host: Host) -> None:
     assert "hello" in str(caught.value.detail)
     # where both CPUs are, twice: a host that hangs may say nothing on its console
     assert str(caught.value.detail).count(" RIP=") == 4
+    assert str(caught.value.detail).count(" IRR=") == 2
     assert time.monotonic() - begun < 15
 
 

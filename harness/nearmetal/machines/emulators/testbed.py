@@ -157,7 +157,10 @@ class Testbed:
         with self._monitor.open("rb") as stream:
             stream.seek(begin)
             said = stream.read().decode(errors="replace")
-        return "\n".join(("the emulator's monitor:", *read_autopsy(said)))
+        found = read_autopsy(said)
+        if found == [SILENT]:
+            found += threads(self.process.pid)
+        return "\n".join(("the emulator's monitor:", *found))
 
     @property
     def address(self) -> Address:
@@ -171,24 +174,60 @@ _REGISTERS = {
     "execute": "human-monitor-command",
     "arguments": {"command-line": "info registers -a"},
 }
-_AUTOPSY = ({"execute": "qmp_capabilities"}, _REGISTERS, _REGISTERS)
-_AUTOPSY_PAUSE_S = 1.0
+_LAPICS = tuple(
+    {
+        "execute": "human-monitor-command",
+        "arguments": {"command-line": f"info lapic {number}"},
+    }
+    for number in range(4)
+)
+"""One that is not there is told, and left out."""
+_AUTOPSY = ({"execute": "qmp_capabilities"}, _REGISTERS, *_LAPICS, _REGISTERS)
+_AUTOPSY_PAUSE_S = 0.5
+SILENT = "it does not answer"
 
 
 def read_autopsy(said: str) -> list[str]:
     """Of the monitor's answers, a line for each CPU and look: where it is, and whether it halts.
 
-    ``info registers`` prints CPU#, RIP or EIP, CPL and HLT (QEMU, target/i386/cpu-dump.c).
+    ``info registers`` prints CPU#, RIP or EIP, CPL and HLT (QEMU, target/i386/cpu-dump.c), ``info
+    lapic`` the interrupts in service and those requested (target/i386/cpu-apic.c): a CPU that halts
+    with one requested has not been told.
     """
     found = []
     for line in said.splitlines():
         with contextlib.suppress(ValueError):
             answer = json.loads(line)
             text = answer.get("return") if isinstance(answer, dict) else None
-            for part in re.split(r"(?=CPU#\d)", text if isinstance(text, str) else ""):
-                words = re.findall(r"CPU#\d+|[RE]IP=\w+|(?:RFL|EFL)=\w+|CPL=\d|HLT=\d", part)
-                found += [" ".join(words)] if words else []
-    return found or ["it does not answer"]
+            text = text if isinstance(text, str) else ""
+            if apic := re.search(r"local APIC state for (CPU) (\d+)", text):
+                rows = re.findall(r"^(ISR|IRR)\s+(.*?)\s*$", text, re.M)
+                words = " ".join(f"{name}={' '.join(which.split())}" for name, which in rows)
+                found.append(f"CPU#{apic[2]} {words}")
+                continue
+            for part in re.split(r"(?=CPU#\d)", text):
+                words_ = re.findall(r"CPU#\d+|[RE]IP=\w+|(?:RFL|EFL)=\w+|CPL=\d|HLT=\d", part)
+                found += [" ".join(words_)] if words_ else []
+    return found or [SILENT]
+
+
+def threads(pid: int) -> list[str]:
+    """What each thread of a program waits for, and, where gdb is installed, its backtrace."""
+    found = []
+    for task in sorted(Path(f"/proc/{pid}/task").glob("[0-9]*")):
+        with contextlib.suppress(OSError):
+            name = (task / "comm").read_text().strip()
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            waits = (task / "wchan").read_text().strip()
+            found.append(f"thread {task.name} {name}: {state} {waits if waits != '0' else ''}")
+    if shutil.which("gdb"):
+        line = ["gdb", "-p", str(pid), "-batch", "-ex", "thread apply all backtrace 8"]
+        with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+            done = subprocess.run(
+                line, capture_output=True, text=True, timeout=60, check=False, errors="replace"
+            )
+            found += [row for row in done.stdout.splitlines() if row.startswith(("Thread", "#"))]
+    return [row.rstrip() for row in found]
 
 
 def free_port() -> int:
