@@ -7,7 +7,15 @@ import pytest
 
 from nearmetal.core import proc
 from nearmetal.core.errors import EnvironmentBroken
-from nearmetal.sources.debian import Archive, File, mirrors, parse_show, parse_showsrc, sources_text
+from nearmetal.sources.debian import (
+    Archive,
+    File,
+    mirrors,
+    parse_show,
+    parse_showsrc,
+    sources_text,
+    version_key,
+)
 
 DEB822 = """\
 Types: deb
@@ -120,3 +128,12 @@ def test_altered_download_is_fetched_once_more_then_refused(
         Archive(tmp_path).fetch(file, tmp_path)
     assert len(calls) == 2
     assert not (tmp_path / "qemu.orig.tar.xz").exists()
+
+
+def test_versions_are_in_debian_s_order() -> None:
+    versions = ["7.3.4-2~bpo12+1", "7.3.4-2", "7.3.4-10", "1:7.3.4-1", "7.3.4-2~bpo13+1"]
+    assert sorted(versions, key=version_key) == [
+        *("7.3.4-2~bpo12+1", "7.3.4-2~bpo13+1", "7.3.4-2", "7.3.4-10", "1:7.3.4-1"),
+    ]
+    names = ["qemu_11.1.10+ds.orig.tar.xz", "qemu_11.1.2+ds.orig.tar.xz"]
+    assert sorted(names, key=version_key) == names[::-1]

@@ -152,7 +152,7 @@ def obtain(settings: Settings, cache: Cache, name: str) -> Source:
 def known_releases() -> Mapping[tuple[str, str], Base]:
     """The releases that can be had, by name and version, oldest first: the bases are among them."""
     every = {**RELEASES, **{(base.name, _range(base)): base for base in BASES.values()}}
-    order = sorted(every, key=lambda one: (one[0], debian._version_key(one[1])))
+    order = sorted(every, key=lambda one: (one[0], debian.version_key(one[1])))
     return {one: every[one] for one in order}
 
 
@@ -173,7 +173,7 @@ def obtain_release(settings: Settings, cache: Cache, name: str, version: str) ->
 
 
 def _range(base: Base) -> str:
-    """``11.1`` of a base whose versions match ``11\\.1\\.\\d``."""
+    """``11.1``, as series.yaml names a base whose versions match ``11\\.1\\.\\d``."""
     return ".".join(re.findall(r"\d+", base.wanted))
 
 
@@ -190,7 +190,7 @@ def _in_source_dir(settings: Settings, base: Base) -> tuple[Path, str, str, str]
         raise UsageError(f"--source-dir {folder} is not a folder")
     fitting = sorted(
         (path for path in folder.iterdir() if re.fullmatch(base.in_user_dir, path.name)),
-        key=lambda path: debian._version_key(path.name),
+        key=lambda path: debian.version_key(path.name),
     )
     if not fitting:
         ui.say(f"    {folder} holds no archive of {base.name}; asking Debian's archive")
@@ -239,6 +239,8 @@ def _fetched(cache: Cache, base: Base) -> tuple[Path, str, str, str]:
             f" {base.pinned.version} is taken"
         )
     if base.pinned:
+        if failure is not None:
+            ui.warn(f"{failure.message}; {base.name} {base.pinned.version} is tried")
         try:
             return _stored_file(cache, base, archive, base.pinned)
         except EnvironmentBroken as error:
@@ -267,7 +269,7 @@ def _stored(cache: Cache, base: Base) -> list[Stored]:
             and entry.meta["ingredients"].get("name") == base.name
             and re.match(base.wanted, version(entry).split(":", 1)[-1])
         ),
-        key=lambda entry: debian._version_key(version(entry)),
+        key=lambda entry: debian.version_key(version(entry)),
     )
 
 

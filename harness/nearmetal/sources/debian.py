@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from debian.debian_support import NativeVersion
+
 from ..core import proc, ui
 from ..core.cache import Cache, sha256_file
 from ..core.errors import EnvironmentBroken
@@ -267,13 +269,17 @@ def parse_showsrc(text: str, package: str, wanted: str) -> list[File]:
         ):
             if re.search(r"\.orig\.tar\.\w+$", name):
                 files.append(File(name, digest, version, package, True))
-    order = sorted({file.version for file in files}, key=_version_key, reverse=True)
+    order = sorted({file.version for file in files}, key=version_key, reverse=True)
     return sorted(files, key=lambda file: order.index(file.version))
 
 
-def _version_key(version: str) -> tuple[tuple[int, int | str], ...]:
-    parts = re.findall(r"\d+|[a-z]+", version)
-    return tuple((1, int(part)) if part.isdigit() else (0, part) for part in parts)
+def version_key(version: str) -> NativeVersion:
+    """Something to sort Debian's versions by (deb-version(7)): ~ comes before the end.
+
+    Of a text that is no version, such as a file's name, what begins with its first digit counts.
+    """
+    found = re.search(r"\d[A-Za-z0-9.+:~-]*", version)
+    return NativeVersion(found[0] if found else "0")
 
 
 def open_archive(cache: Cache) -> Archive:
