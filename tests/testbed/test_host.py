@@ -93,7 +93,9 @@ def test_doctor_shows_the_switch_of_a_host_of_an_inventory(
     assert f"{peer} 1b36:0010 class 010802, driver vfio-pci, " in said
     assert "owner nobody" in said
     in_the_way = re.findall("no direct peer-to-peer: ([^│]*)", said)
-    assert [one.strip() for one in in_the_way] == [f"{disk} is the host's (driver nvme)"]
+    assert [one.strip() for one in in_the_way] == [
+        f"{disk} is the host's (driver nvme) [not the user's]"
+    ]
 
 
 def test_survey_sees_who_has_a_function_open(host: Host) -> None:

@@ -11,17 +11,21 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..core import ui
 from ..core.cache import Cache
-from ..core.errors import Exit, NearmetalError
+from ..core.errors import Exit, MeasurementError, NearmetalError, UsageError
 from ..core.settings import Settings
 from ..machines import inventory
-from ..machines.host import Host, reach
+from ..machines.host import ask
+from ..machines.knock import knock
 from ..machines.lab import Lab
+from ..machines.shell import Shell, connect
 from ..patches import series, variants
-from ..probes import topology
+from ..pci import acs
+from ..probes import drawing, obstacles, topology, ways
 from .common import Commands, server_of, target
 
 TOOLS = {
@@ -142,9 +146,9 @@ def _os_release() -> dict[str, str]:
     return {key: value.strip('"') for key, _, value in pairs}
 
 
-def remote(host: Host) -> list[Finding]:
-    """What a host says of itself."""
-    facts = host.facts
+def remote(shell: Shell) -> list[Finding]:
+    """What a host says of itself; nothing is written there."""
+    facts = ask(shell)
     found = [
         Finding("kernel", "ok", facts.kernel),
         Finding("cpu", "ok", facts.cpu),
@@ -161,13 +165,13 @@ def remote(host: Host) -> list[Finding]:
             "" if facts.kvm_module else "enable it in the firmware",
         ),
     ]
-    ask = host.shell.run(
+    answer = shell.run(
         "ls -d /sys/class/iommu/* 2>/dev/null | wc -l; "
         "test -e /sys/kernel/tracing/synthetic_events && echo tracing; "
         "cat /proc/sys/kernel/nmi_watchdog 2>/dev/null",
         check=False,
     ).stdout.split()
-    iommus = int(ask[0]) if ask else 0
+    iommus = int(answer[0]) if answer else 0
     found.append(
         Finding(
             "iommu",
@@ -179,79 +183,218 @@ def remote(host: Host) -> list[Finding]:
     found.append(
         Finding(
             "tracing",
-            "ok" if "tracing" in ask else "broken",
-            "synthetic events" if "tracing" in ask else "no synthetic events",
-            "" if "tracing" in ask else "CONFIG_SYNTH_EVENTS, CONFIG_HIST_TRIGGERS; mount tracefs",
+            "ok" if "tracing" in answer else "broken",
+            "synthetic events" if "tracing" in answer else "no synthetic events",
+            ""
+            if "tracing" in answer
+            else "CONFIG_SYNTH_EVENTS, CONFIG_HIST_TRIGGERS; mount tracefs",
         )
     )
     return found
 
 
 def switches(survey: topology.Survey) -> list[Finding]:
-    """A finding for each PCIe switch: whether direct peer-to-peer could be claimed there."""
+    """For each PCIe switch: who reaches whom past the IOMMU, and what a claim would meet."""
     found = []
-    for upstream in survey.switches():
-        what = f"switch {upstream.address}"
-        exposed = topology.exposed(survey, upstream)
-        if exposed:
-            found.append(
-                Finding(
-                    what,
-                    "broken",
-                    f"functions of {', '.join(exposed)} reach each other without the IOMMU",
-                    "ACS P2P Request Redirect is off: who has switched it off (pci=config_acs=, "
-                    "disable_acs_redir=, setpci)?",
-                )
+    if unread := [one for one in survey.functions.values() if one.is_bridge and not one.readable]:
+        found.append(
+            Finding(
+                "switches",
+                "warn",
+                f"registers of {len(unread)} bridges were not read, of {unread[0].address} first: "
+                "what is said of switches is not whole",
+                "take the survey as root",
             )
-        in_the_way = topology.obstacles(survey, upstream)
-        for one in in_the_way:
-            found.append(
-                Finding(
-                    what,
-                    "warn",
-                    f"no direct peer-to-peer: {one.address} {one.what}",
-                    one.mend,
-                )
-            )
-        if not in_the_way:
-            found.append(
-                Finding(
-                    what,
-                    "ok",
-                    "nothing seen in the way of direct peer-to-peer",
-                    "docs/direct-p2p.md says how to switch it on",
-                )
-            )
-    if not found:
-        return [Finding("switches", "ok", "no PCIe switch")]
-    return [Finding("direct-p2p", "ok", topology.allowed(survey)), *found]
+        )
+    upstreams = survey.switches()
+    if not upstreams:
+        return found or [Finding("switches", "ok", "no PCIe switch")]
+    found.append(Finding("direct-p2p", "ok", topology.allowed(survey)))
+    for upstream in upstreams:
+        found += _exposures(survey, upstream)
+        found += _forwarding(survey, upstream)
+        found += _claim(survey, upstream)
+    return found
 
 
-def examine(settings: Settings, server: inventory.Server | None, *, boot: bool) -> int:
-    """Look, tell, and return the exit status: 3 when something is broken."""
-    drawings: list[str] = []
-    if server is not None:
-        host = reach(server.name, server.address)
+def _exposures(survey: topology.Survey, upstream: topology.Function) -> list[Finding]:
+    by_owners: dict[tuple[str, str], list[ways.Exposure]] = {}
+    for one in ways.exposed(survey, upstream):
+        by_owners.setdefault((min(one.owner, one.reached), max(one.owner, one.reached)), []).append(
+            one
+        )
+    found = []
+    for (one_owner, other), every in by_owners.items():
+        both = len({one.owner for one in every}) == 2
+        text = (
+            f"functions of {one_owner} and {other} reach each other without the IOMMU"
+            if both
+            else f"functions of {every[0].owner} reach those of {every[0].reached}"
+            " without the IOMMU"
+        )
+        entries = {one.entry.address: one.entry for one in every}
+        passes = ", ".join(f"{a} (ACS {ways.acs_names(p)})" for a, p in entries.items())
+        mend = (
+            "ACS P2P Request Redirect is off: who has switched it off (pci=config_acs=, "
+            "disable_acs_redir=, setpci)?"
+        )
+        if all(one.acs is None for one in entries.values()):
+            mend = "without ACS all below the switch can only go to one owner"
+        elif any((one.acs or 0) & acs.EC for one in entries.values()):
+            mend = "its Egress Control Vector lets them pass: a reset clears it to that"
+        found.append(
+            Finding(
+                f"switch {upstream.address}", "broken", f"{text}: not redirected at {passes}", mend
+            )
+        )
+    return found
+
+
+def _forwarding(survey: topology.Survey, upstream: topology.Function) -> list[Finding]:
+    """Where what a switch redirects ends at a port further up."""
+    members = [one.address for one in survey.below(upstream.address) if not one.is_bridge]
+    here = [
+        port
+        for port in survey.children(upstream.address)
+        if port in ways.ports_between(survey, members) and (port.acs or 0) & acs.RR
+    ]
+    lost = ways.not_forwarding(survey, upstream)
+    if not here or not lost:
+        return []
+    return [
+        Finding(
+            f"switch {upstream.address}",
+            "warn",
+            f"requests for peers that it redirects end at {lost[0].address} (ACS "
+            f"{ways.acs_names(lost[0])}): Upstream Forwarding is off there",
+            "Linux turns it on by default: who has switched it off (pci=config_acs=, setpci)?"
+            if lost[0].acs is not None
+            else "use the switch above it, or peers below the switch above",
+        )
+    ]
+
+
+def _claim(survey: topology.Survey, upstream: topology.Function) -> list[Finding]:
+    what = f"switch {upstream.address}"
+    in_the_way = obstacles.obstacles(survey, upstream)
+    if obstacles.no_peers(in_the_way):
+        return [Finding(what, "ok", f"no direct peer-to-peer: {in_the_way[0].what}")]
+    found = []
+    direct = [
+        one
+        for one in obstacles.direct_ports(survey, upstream)
+        if one.parent == upstream.address and not ways.exposed(survey, upstream)
+    ]
+    if direct:
+        ports = ", ".join(f"{one.address} (ACS {ways.acs_names(one)})" for one in direct)
+        found.append(
+            Finding(
+                what,
+                "warn",
+                f"requests for peers pass directly at {ports}",
+                "by a claim; if there is none, pci=config_acs=, disable_acs_redir= or setpci: the "
+                "kernel refuses claims where its parameters switch redirection off",
+            )
+        )
+    for one in in_the_way:
+        text = f"no direct peer-to-peer: {one.address} {one.what} [{one.rule}]"
+        found.append(Finding(what, "warn", text, one.mend))
+    if not in_the_way:
+        found.append(
+            Finding(
+                what,
+                "ok",
+                "nothing seen in the way of direct peer-to-peer",
+                "docs/direct-p2p.md says how to switch it on",
+            )
+        )
+    return found
+
+
+def examine(
+    settings: Settings,
+    server: inventory.Server | None,
+    *,
+    boot: bool,
+    saved: Path | None = None,
+    save: Path | None = None,
+) -> int:
+    """Look, tell, and return the exit status: 3 when something is broken.
+
+    ``saved`` is a file with a host's survey, which is looked at in place of a host; ``save`` is
+    where to write that of the host, or of this machine. Nothing is written to a host.
+    """
+    survey = None
+    if saved is not None:
+        survey = load_survey(saved)
+        found, where = [], str(saved)
+    elif server is not None:
+        where = server.name
+        knock(server.name, server.address)
+        shell = connect(server.name, server.address, deadline_s=0)
         try:
-            survey = topology.survey(host.shell)
-            found = [*remote(host), *switches(survey)]
-            drawings = [line for one in survey.switches() for line in topology.drawing(survey, one)]
-            where = server.name
+            found = remote(shell)
+            text = shell.run(topology.SURVEY, deadline_s=120).stdout
         finally:
-            host.shell.close()
+            shell.close()
+        survey = topology.parse(text)
     else:
-        found = local(settings)
-        where = "this machine"
+        found, where = local(settings), "this machine"
+        text = _survey_here() if save is not None else ""
         if boot:
             found.append(_booted(settings))
+    if save is not None:
+        save_survey(save, where, text)
+    if survey is not None:
+        found += switches(survey)
+        for line in drawing.drawing(survey):
+            ui.say(line)
     table = Table("", "what", "", "mend", title=where)
     sign = {"ok": "ok", "warn": "note", "broken": "BROKEN"}
     for one in found:
-        table.add_row(sign[one.state], one.what, one.text, one.mend)
-    for line in drawings:
-        ui.say(line)
+        # rules of the kernel's log are in brackets, as rich's markup is
+        table.add_row(sign[one.state], *map(escape, (one.what, one.text, one.mend)))
     ui.console.print(table)
     return Exit.ENVIRONMENT if any(one.state == "broken" for one in found) else Exit.OK
+
+
+def load_survey(path: Path) -> topology.Survey:
+    """A survey that ``save_survey`` has written; UsageError if there is none in the file."""
+    try:
+        return topology.parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"there is no survey {path}", hint="'nearmetal doctor --host NAME --save-survey FILE'"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"survey {path} cannot be read: {error}") from None
+    except MeasurementError as error:
+        raise UsageError(
+            f"{path}: {error.message}", hint="'nearmetal doctor --host NAME --save-survey FILE'"
+        ) from None
+
+
+def save_survey(path: Path, where: str, text: str) -> None:
+    """Keep what ``topology.SURVEY`` printed, without the command lines of who uses functions."""
+    topology.parse(text)
+    head = f"# survey of the PCI functions of {where} (nearmetal doctor --save-survey)\n"
+    try:
+        path.write_text(head + topology.anonymous(text), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"survey {path} cannot be written: {error.strerror}") from None
+    ui.say(f"{path}: the survey of {where}")
+
+
+def _survey_here() -> str:
+    if os.geteuid() != 0:
+        raise UsageError(
+            "a survey of this machine takes root: only root sees all registers",
+            hint="sudo nearmetal doctor --save-survey FILE, or --host NAME for a host",
+        )
+    done = subprocess.run(
+        ["sh", "-c", topology.SURVEY], capture_output=True, text=True, check=False, timeout=120
+    )
+    return done.stdout
 
 
 def _booted(settings: Settings) -> Finding:
@@ -276,8 +419,37 @@ def add(commands: Commands) -> None:
     one.add_argument(
         "--boot", action="store_true", help="also boot something: an opened /dev/kvm is no proof"
     )
+    one.add_argument(
+        "--survey",
+        type=Path,
+        metavar="FILE",
+        help="look at the PCI functions that were saved there, instead of at a host's",
+    )
+    one.add_argument(
+        "--save-survey",
+        type=Path,
+        metavar="FILE",
+        help="write the PCI functions of the host (without --host: of this machine) there",
+    )
 
 
 def command(options: argparse.Namespace, conf: Settings) -> int:
     """Carry it out."""
-    return examine(conf, server_of(options), boot=options.boot)
+    if options.survey is not None:
+        for given, name in (
+            (options.host, "--host"),
+            (options.save_survey, "--save-survey"),
+            (options.boot or None, "--boot"),
+        ):
+            if given is not None:
+                raise UsageError(
+                    f"--survey and {name} are mutually exclusive",
+                    hint="a saved survey is looked at in place of a machine",
+                )
+    return examine(
+        conf,
+        server_of(options),
+        boot=options.boot,
+        saved=options.survey,
+        save=options.save_survey,
+    )

@@ -382,6 +382,17 @@ def _names(folder: Path) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 
+def ask(shell: Shell) -> Facts:
+    """What the host is; nothing is written there. UsageError unless we are root."""
+    facts = parse_facts(shell.run(_FACTS, deadline_s=60).stdout)
+    if shell.run("id -u").stdout.strip() != "0":
+        raise UsageError(
+            f"{shell.name}: {shell.address.user} is not root there",
+            hint="KVM's tracepoints and vfio need root: give user: root in the inventory",
+        )
+    return facts
+
+
 def reach(
     name: str,
     address: Address,
@@ -391,14 +402,9 @@ def reach(
     store: Path | None = None,
     equipment: Equipment | None = None,
 ) -> Host:
-    """Log in to a host and ask it what it is; ``equipment`` is what is known of it already."""
+    """Log in to a host, ask it what it is, and claim it; ``equipment`` is known of it already."""
     shell = connect(name, address, deadline_s=deadline_s)
-    facts = parse_facts(shell.run(_FACTS, deadline_s=60).stdout)
-    if shell.run("id -u").stdout.strip() != "0":
-        raise UsageError(
-            f"{name}: {address.user} is not root there",
-            hint="KVM's tracepoints and vfio need root: give user: root in the inventory",
-        )
+    facts = ask(shell)
     if work is None:
         home = shell.run("echo $HOME").stdout.strip()
         work = f"{home}/.cache/nearmetal"

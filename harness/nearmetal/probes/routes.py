@@ -12,11 +12,14 @@ from dataclasses import dataclass, fields
 
 from ..core.errors import MeasurementError
 from ..machines.shell import Shell
-
-SV, TB, RR, CR, UF, EC, DT = (1 << bit for bit in range(7))
-"""ACS Control Register (PCIe r7.0, 7.7.11; Linux: include/uapi/linux/pci_regs.h): Source
-Validation, Translation Blocking, P2P Request Redirect, P2P Completion Redirect, Upstream
-Forwarding, P2P Egress Control, Direct Translated P2P."""
+from ..pci.acs import CR as CR
+from ..pci.acs import DT as DT
+from ..pci.acs import EC as EC
+from ..pci.acs import RR as RR
+from ..pci.acs import SV as SV
+from ..pci.acs import TB as TB
+from ..pci.acs import UF as UF
+from ..pci.acs import names as names
 
 _FIRST = 0x10
 """Offset of the first of the 64-bit counters in the capability."""
@@ -98,9 +101,3 @@ def set_acs(shell: Shell, ports: Ports, control: int) -> None:
     """Write ACS Control of every port; for set-ups of the testbed, never for a product."""
     for address in ports.acs:
         shell.run(f"setpci -s {address} ECAP_ACS+6.W={control:x}")
-
-
-def names(control: int) -> str:
-    """The bits of an ACS Control Register by name, as ``SV+RR+CR+UF``; ``none`` for none."""
-    bits = {SV: "SV", TB: "TB", RR: "RR", CR: "CR", UF: "UF", EC: "EC", DT: "DT"}
-    return "+".join(name for bit, name in bits.items() if control & bit) or "none"

@@ -22,7 +22,7 @@ from ...machines.equipment import PCIE, Equipment
 from ...machines.host import Host
 from ...machines.inventory import GUEST, HOST, End, Tool
 from ...machines.shell import Running, Shell, connect
-from ...probes import topology
+from ...probes import topology, ways
 from ..api import ANY, Metric, Setup, Test, Unit
 from ..bench import Bench, Found, Row
 from ..p2p import IN_DIRECT, IN_IOMMUFD, PLAIN
@@ -110,7 +110,7 @@ def _one(
         places = [stack.enter_context(_machine(host, guest, end)) for end in tool.ends]
         for place in places:
             _installed(place, tool)
-        before = topology.state(topology.survey(host.shell), tool.functions)
+        before = ways.state(topology.survey(host.shell), tool.functions)
         for number in range(tool.runs):
 
             def keep(text: str, kind: str = "out", number: int = number) -> None:
@@ -120,7 +120,7 @@ def _one(
             for reading in found:
                 key = (reading.quantity, tuple(sorted(reading.context.items())))
                 values.setdefault(key, []).append(reading.value)
-        after = topology.state(topology.survey(host.shell), tool.functions)
+        after = ways.state(topology.survey(host.shell), tool.functions)
     if before != after:
         raise MeasurementError(
             f"{tool.tool}: ACS, ATS or relaxed ordering changed meanwhile: {before}, then {after}",
