@@ -85,14 +85,36 @@ def test_perftest_other_forms(version: str, label: str) -> None:
         ("4.5-no-server", "Couldn't connect to 10.9.0.1:18515", "firewall"),
         ("25.01-no-device", "Unable to find the Infiniband/RoCE device", "ibv_devices"),
         ("4.5-no-device", "Unable to find the Infiniband/RoCE device", "ibv_devices"),
+        ("no-mr", "Couldn't allocate MR", "modprobe nvidia-peermem"),
+        ("no-mr", "Couldn't allocate MR", "dmabuf: true"),
     ],
 )
 def test_perftest_says_what_went_wrong(name: str, says: str, mend: str) -> None:
+    origin = "reduced-" if name == "no-mr" else ""
     with pytest.raises(MeasurementError) as caught:
-        perftest.parse(sample(f"perftest-{name}.out"))
+        perftest.parse(sample(f"{origin}perftest-{name}.out"))
     assert says in caught.value.message
     assert "\n" not in caught.value.message
     assert mend in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("said", "mend"),
+    [
+        ("initializing CUDA\nCouldn't allocate MR with error=14\n", "nvidia-peermem"),
+        ("initializing CUDA\n Unable to reg MR\n", "nvidia-peermem"),
+        (
+            "using DMA-BUF for GPU buffer address\nCouldn't allocate MR with error=95\n"
+            "OFED stack does not support DMA-BUF\n",
+            "open kernel modules",
+        ),
+        ("Couldn't allocate MR\nfailed to create mr\n", "ulimit -l"),
+    ],
+)
+def test_perftest_that_could_not_register_memory(said: str, mend: str) -> None:
+    failed = perftest.failure(said, "it ended with status 1", "vm1")
+    assert "MR" in failed.message
+    assert mend in str(failed.hint)
 
 
 GOOD = "perftest-25.01-one-size-write"
@@ -166,6 +188,12 @@ def test_nvbandwidth_of_three_matrices_in_one_the_total_is_read() -> None:
     [
         ("", "is empty"),
         ("Segmentation fault", "no whole JSON"),
+        (sample("reduced-nvbandwidth-text-v0.2.out"), "v0.2 printed text, and no JSON"),
+        (sample("reduced-nvbandwidth-text-v0.2.out")[50:], "it printed text, and no JSON"),
+        (
+            "nvbandwidth Version: v0.4\nERROR: Invalid Arguments \n-j -t 3\n",
+            "v0.4 printed text, and no JSON",
+        ),
         (sample(MATRIX)[:-30], "no whole JSON"),
         ("[]", "no whole JSON|no object"),
         ("{}", "has no 'nvbandwidth'"),
@@ -217,11 +245,34 @@ def test_pairs_without_access_are_told_from_peers() -> None:
     assert len(readings) == 6 * 6
 
 
+@pytest.mark.parametrize("origin", ["from-source", "reduced"])
+def test_gpus_without_access_give_the_baseline(origin: str) -> None:
+    """What a VM without peer access gets: by way of the host's memory, said once."""
+    readings = cuda_p2p.parse(sample(f"{origin}-p2pBandwidthLatencyTest-no-access.out"))
+    assert {(one.context["access"], one.context["p2p"]) for one in readings} == {
+        ("host", "disabled")
+    }
+    assert [one.context["test"] for one in readings[::2]] == [
+        "unidirectional-write",
+        "bidirectional",
+        "latency-write",
+    ]
+    first, second = (11.1, 12.0) if origin == "from-source" else (9.5, 9.6)
+    write = {"test": "unidirectional-write"}
+    assert only(readings, **write, row="0", column="1").value == first
+    assert only(readings, **write, row="1", column="0").value == second
+
+
+def test_gpus_without_access_and_a_test_that_broke_off() -> None:
+    text = sample("reduced-p2pBandwidthLatencyTest-no-access.out")
+    with pytest.raises(MeasurementError, match="ends before latency"):
+        cuda_p2p.parse(text[: text.index("P2P=Enabled Latency")])
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", "no two GPUs"),
-        (sample("from-source-p2pBandwidthLatencyTest-no-access.out"), "no GPU can access another"),
         (
             sample(PAIRS).replace(
                 "Bidirectional P2P=Enabled", "Cuda failure p2p.cu:9: 'out of memory'\n"
@@ -274,6 +325,25 @@ def wrong(value: Any) -> str:
     return json.dumps(document)
 
 
+def of_each(**changes: Any) -> str:
+    document = json.loads(sample(RESULTS))
+    for result in document["results"]:
+        result.update(changes)
+    return json.dumps(document)
+
+
+def test_nccl_file_without_results_of_no_bytes() -> None:
+    document = json.loads(sample(RESULTS))
+    nothing = {**document["results"][0], "size": 0, "count": 0}
+    document["results"] = [nothing, nothing, *document["results"]]
+    assert nccl.parse(json.dumps(document)) == nccl.parse(sample(RESULTS))
+
+
+def test_nccl_file_of_several_processes_of_one_rank() -> None:
+    two = {"nthreads": 1, "ngpus": 1, "devices": [{"rank": 0}, {"rank": 1}]}
+    assert nccl.parse(with_(config=two)) == nccl.parse(sample(RESULTS))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -286,6 +356,10 @@ def wrong(value: Any) -> str:
         (with_(errors=["unhandled cuda error\nsecond line"]), "unhandled cuda error second"),
         (with_(out_of_bounds={"count": 3, "okay": "false"}), "the data was wrong"),
         (with_(out_of_bounds=None), "the data was wrong"),
+        (with_(config={"nthreads": 1, "ngpus": 1, "devices": [{"rank": 0}]}), "one rank alone"),
+        (of_each(size=0), "all its results are of 0 bytes"),
+        (of_each(size=64), "64 bytes come twice in one run"),
+        (of_each(size=None), "'None' is no size"),
         (wrong(7.0), "7.0 elements of 4194304 bytes were wrong"),
         (wrong("nan"), "is nan"),
     ],
@@ -319,6 +393,195 @@ def test_nccl_table_that_is_refused(old: str, new: str, says: str) -> None:
     assert old in text
     with pytest.raises(MeasurementError, match=says):
         nccl.parse_table(text.replace(old, new), "all_reduce_perf")
+
+
+def table(kind: str) -> tuple[Reading, ...]:
+    return nccl.parse_table(sample(f"reduced-nccl-{kind}.out"), "/opt/all_gather_perf")
+
+
+def figures(readings: tuple[Reading, ...]) -> list[tuple[str, str, float]]:
+    return [(one.context["size"], one.context["redop"], one.value) for one in readings]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("alltoall-blank-redop", [("16777216", "none", 10.49)] * 2),
+        ("error-column", [("33554432", "sum", 1.68)] * 2 + [("67108864", "sum", 1.68)] * 2),
+        ("size-zero-twice", [("32", "none", 0.0)] * 2 + [("16777216", "none", 10.49)] * 2),
+        (
+            "tagged-by-mpirun",
+            [("8388608", "sum", 83.89)] * 2 + [("536870912", "sum", 134.22)] * 2,
+        ),
+    ],
+)
+def test_nccl_tables_of_other_kinds(kind: str, expected: list[tuple[str, str, float]]) -> None:
+    found = table(kind)
+    assert figures(found) == expected
+    assert [one.context["place"] for one in found[:2]] == ["out", "in"]
+    assert {one.context["test"] for one in found} == {"all_gather_perf"}
+    assert len({tuple(one.context.items()) for one in found}) == len(found)
+
+
+TWO = sample(TABLE)
+ROW = next(line for line in TWO.splitlines() if line.startswith("     4194304"))
+TAGS = (
+    "[1,0]<stdout>:",
+    "[1,0]<stdout>: ",
+    "[prterun-node1-4242@1,0]<stdout>: ",
+    "[prterun-node1-4242@1,0][node1:4242]<stdout>: ",
+    "Mon Nov 30 22:01:48 2026[1,0]<stdout>:",
+    "0: ",
+    "[0] ",
+    "launcher-7f9c: ",
+)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_nccl_tags(tag: str) -> None:
+    tagged = "".join(f"{tag}{line}\n" for line in TWO.splitlines())
+    other = tag.replace("0", "1") + "node2:99:99 [0] NCCL INFO Using network IB\n"
+    for text in (tagged, tagged.replace(tag + ROW, other + tag + ROW)):
+        assert nccl.parse_table(text, "x") == nccl.parse_table(TWO, "x")
+
+
+def test_nccl_tag_in_the_middle_of_a_row() -> None:
+    tag = "[1,0]<stdout>:"
+    text = TWO.replace("sum      -1    104.6", f"sum      -1{tag}    104.6")
+    assert nccl.parse_table(text, "x") == nccl.parse_table(TWO, "x")
+
+
+INFO = "node1:4242:4250 [1] NCCL INFO comm 0x55d0 rank 1 nranks 2 busId 18000 - Init COMPLETE"
+
+
+def test_nccl_log_between_rows_is_passed_over() -> None:
+    text = TWO.replace(ROW, f"{INFO}\n\n10.0.0.1:4242:4242 [0] NCCL INFO x\n{ROW}")
+    assert nccl.parse_table(text, "x") == nccl.parse_table(TWO, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (TWO.replace(ROW, INFO + ROW), "glued to other words"),
+        (TWO.replace(ROW, f"{INFO} {ROW}"), "glued to other words"),
+        (TWO.replace(ROW, ROW + INFO), "not whole"),
+        (TWO.replace(ROW, f"{ROW} {INFO}"), "not whole"),
+        (TWO.replace(ROW, f"{ROW[:50]}{INFO}{ROW[50:]}"), "not whole"),
+        (TWO.replace(ROW, f"{ROW[:52]}{INFO}\n{ROW[52:]}"), "not whole"),
+        (TWO.replace(ROW, f"{INFO}{ROW[:52]}\n{ROW[52:]}"), "glued to other words"),
+        # the rest was lost, too: the average tells
+        (TWO.replace(ROW, INFO + ROW[:52]), "by its rows: one got lost"),
+    ],
+)
+def test_nccl_row_that_is_glued_to_a_log_is_an_error(text: str, says: str) -> None:
+    assert text != TWO
+    with pytest.raises(MeasurementError, match=says):
+        nccl.parse_table(text, "x")
+
+
+def test_nccl_columns_of_newer_and_other_forms() -> None:
+    """Time stamps, CPU time, statistics of iterations: 2.19.6, util.cu."""
+    stamped = []
+    for line in TWO.splitlines():
+        if "size" in line:
+            line = line.rstrip().replace("   time", "cputime") + "           timestamp"
+        elif line.startswith("     "):
+            line += "  2026-07-10 12:00:01"
+        stamped.append(line)
+    assert nccl.parse_table("\n".join(stamped), "x") == nccl.parse_table(TWO, "x")
+    statistics = []
+    for line in TWO.splitlines():
+        words = line.split()
+        if "size" in line:
+            more = "i_min   i_max   i_p99   i_cv%"
+            line = f"# size count type redop root time algbw busbw #wrong {more}"
+            line += f" time algbw busbw #wrong {more}"
+        elif line.startswith("     "):
+            more_words = ["1.00", "2.00", "2.00", "0.50"]
+            line = " ".join([*words[:9], *more_words, *words[9:], *more_words])
+        statistics.append(line)
+    assert nccl.parse_table("\n".join(statistics), "x") == nccl.parse_table(TWO, "x")
+
+
+def test_nccl_old_tables_without_redop_or_with_a_root() -> None:
+    """2.10: all_gather.cu and broadcast.cu."""
+    half, speeds = "   time   algbw   busbw  error", "   (us)  (GB/s)  (GB/s)       "
+    head = f"#       size         count      type  {half}  {half}"
+    units = f"#        (B)    (elements)            {speeds}  {speeds}"
+    row = "    33554432       8388608     float" + "    20000    1.68    1.68  2e-07" * 2
+    end = "# Out of bounds values : 0 OK\n# Avg bus bandwidth    : 1.68"
+    found = nccl.parse_table("\n".join((head, units, row, end)), "all_gather_perf")
+    assert figures(found) == [("33554432", "none", 1.68)] * 2
+    rooted = [line.replace("type", "type    root", 1) for line in (head,)]
+    rows = [row.replace("float", f"float       {root}") for root in (0, 1)]
+    found = nccl.parse_table("\n".join((*rooted, units, *rows, end)), "broadcast_perf")
+    assert [one.context["root"] for one in found] == ["0", "0", "1", "1"]
+
+
+def test_nccl_of_one_rank_is_refused() -> None:
+    with pytest.raises(MeasurementError, match="one rank alone") as caught:
+        table("one-rank")
+    assert "'gpus'" in str(caught.value.hint)
+    assert "MPI=1" in str(caught.value.hint)
+    text = sample("reduced-nccl-one-rank.out")
+    lines = [line for line in text.splitlines(keepends=True) if "Rank" not in line]
+    with pytest.raises(MeasurementError, match="one rank alone"):
+        nccl.parse_table("".join(lines), "x")
+    # a broadcast of one rank has a bus bandwidth
+    with pytest.raises(MeasurementError, match="one rank alone"):
+        nccl.parse_table(text.replace("    0.00      0     0.50", "  262.14      0     0.50"), "x")
+
+
+def test_nccl_of_processes_that_know_nothing_of_each_other() -> None:
+    with pytest.raises(MeasurementError, match="printed 2 tables") as caught:
+        nccl.parse_table(TWO + TWO, "x")
+    assert "MPI=1" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("2e-07", "nan", "is nan"),
+        ("0 OK", "3 FAILED", "3 values out of bounds"),
+        ("error     time", "speed     time", "other columns"),
+        ("  2e-07    20000", "    20000", "not whole"),
+    ],
+)
+def test_nccl_old_table_that_is_refused(old: str, new: str, says: str) -> None:
+    text = sample("reduced-nccl-error-column.out")
+    assert old in text
+    with pytest.raises(MeasurementError, match=says):
+        nccl.parse_table(text.replace(old, new, 1), "x")
+
+
+def test_nccl_row_that_lacks_a_cell_is_not_one_with_a_blank() -> None:
+    text = sample("reduced-nccl-alltoall-blank-redop.out")
+    for old in ("   20.97", "   10.49    N/A", "  2097152", "    float"):
+        assert old in text
+        with pytest.raises(MeasurementError, match=r"not whole|no number"):
+            nccl.parse_table(text.replace(old, "", 1), "x")
+
+
+def test_nccl_sizes_that_are_rounded_to_the_same() -> None:
+    text = TWO.replace("     4194304       1048576", "     1048576        262144")
+    with pytest.raises(MeasurementError, match="1048576 bytes come twice"):
+        nccl.parse_table(text, "x")
+    with pytest.raises(MeasurementError, match="all its results are of 0 bytes"):
+        nccl.parse_table(TWO.replace("4194304 ", "0 ").replace("     1048576 ", "     0 "), "x")
+
+
+def test_nccl_failure_is_told_by_the_warning_below_its_log() -> None:
+    with pytest.raises(MeasurementError) as caught:
+        table("info-then-failure")
+    assert "NCCL WARN Cuda failure 'peer access is not supported" in caught.value.message
+    text = sample("reduced-nccl-info-then-failure.out")
+    lines = [line for line in text.splitlines(keepends=True) if "WARN" not in line]
+    with pytest.raises(MeasurementError, match=r"Test NCCL failure common\.cu:958"):
+        nccl.parse_table("".join(lines), "x")
+    # after some rows
+    begun = TWO[: TWO.index("# Out of bounds")] + text
+    with pytest.raises(MeasurementError, match="NCCL WARN Cuda failure"):
+        nccl.parse_table(begun, "x")
 
 
 def test_nccl_says_what_went_wrong() -> None:

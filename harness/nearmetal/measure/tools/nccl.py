@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,7 +31,8 @@ def parse(document: str) -> tuple[Reading, ...]:
     """Bus bandwidth by size, from the file of ``-J``.
 
     Context: ``test`` (the program), ``size`` in bytes, ``type``, ``redop``, ``place`` (``in``,
-    ``out``).
+    ``out``), and ``root`` where it differs. Results of 0 bytes are left out: so many ranks can't
+    share so few bytes.
     """
     found = json_object(TOOL, document)
     version = found.get("version")
@@ -47,33 +50,39 @@ def parse(document: str) -> tuple[Reading, ...]:
     if not isinstance(bounds, dict) or bounds.get("count") != 0:
         raise MeasurementError(f"{TOOL}: values out of bounds: the data was wrong")
     program = PurePosixPath(str((found.get("args") or ["?"])[0])).name
-    readings: list[Reading] = []
+    if _ranks(found) == 1:
+        raise _one_rank()
+    sides: list[_Side] = []
     for result in results:
+        # the only place in which keys of a row are numbers
+        named = {key: str(result.get(key)).strip() for key in ("size", "type", "redop", "root")}
         for key, place in _PLACES.items():
             side = result.get(key)
             if side is None:
                 continue
-            _right(side.get("nwrong"), result.get("size"))
-            readings.append(
-                Reading(
-                    "bandwidth",
-                    amount(TOOL, side.get("bus_bw", ""), f"the bandwidth of {result.get('size')}"),
-                    _context(program, result, place),
-                )
+            size = named["size"]
+            if not size.isdigit():
+                raise MeasurementError(f"{TOOL}: '{size}' is no size of a result")
+            _right(side.get("nwrong"), size)
+            algbw, busbw = (
+                amount(TOOL, side.get(which, ""), f"the bandwidth of {size}")
+                for which in ("alg_bw", "bus_bw")
             )
-    if not readings:
+            sides.append(_Side(named, place, algbw, busbw, 0.0))
+    if not sides:
         raise MeasurementError(f"{TOOL}: its file has no results")
-    return tuple(readings)
+    return _readings(program, sides)
 
 
-def _context(program: str, result: dict[str, Any], place: str) -> dict[str, str]:
-    return {
-        "test": program,
-        "size": str(result.get("size")),
-        "type": str(result.get("type")),
-        "redop": str(result.get("redop")),
-        "place": place,
-    }
+def _ranks(found: Mapping[str, Any]) -> int | None:
+    """How many ranks there were, if the file says it: its devices are the processes' first ones."""
+    config = found.get("config")
+    if not isinstance(config, dict):
+        return None
+    processes, threads, gpus = (config.get(key) for key in ("devices", "nthreads", "ngpus"))
+    if not isinstance(processes, list) or not isinstance(threads, int) or not isinstance(gpus, int):
+        return None
+    return len(processes) * threads * gpus
 
 
 def _right(wrong: Any, size: Any) -> None:
@@ -91,50 +100,260 @@ def without_environment(document: str) -> str:
     return json.dumps(found, indent=1)
 
 
-_COLUMNS = re.compile(r"^#\s+size\s+count\s+type\b.*$", re.M)
+_COLUMNS = re.compile(r"^(.*?)(#[ \t]+size[ \t]+count[ \t]+type\b.*)$", re.M)
 _UNITS = re.compile(r"^#\s+\(B\)\s+\(elements\).*$", re.M)
 _BOUNDS = re.compile(r"^#\s*Out of bounds values\s*:\s*(\d+)\s+(\w+)", re.M)
+_AVERAGE = re.compile(r"^#\s*Avg bus bandwidth\s*:\s*(\S+)", re.M)
 _STARTING = re.compile(r"^# Collective test starting: (\S+)", re.M)
+_RANK = re.compile(r"^#\s+Rank\s+(\d+)\s", re.M)
+_TAG = re.compile(
+    r"(?:\w{3} \w{3} +\d+ [\d:]+ \d{4})?\[[^\]\s]*\d+,\d+\](?:\[[^\]\s]*\])?<std(?:out|err)>: ?"
+)
+"""What Open MPI writes before a line with --tag-output (4: [1,0]<stdout>:), or --output tag."""
+_PIECE = re.compile(r"(?:(?<!\S)\d+(?:\.\d+|\.?\d*e[+-]\d+)(?!\S)\s*){3}")
+"""Three numbers with a fraction: a piece of a row, since no library says such a thing."""
+_AVERAGE_TOLERANCE = 0.05
 
 
 def parse_table(output: str, program: str) -> tuple[Reading, ...]:
-    """The same from the table on standard output, for versions without ``-J``."""
-    head, units = _COLUMNS.search(output), _UNITS.search(output)
-    if head is None or units is None:
-        said = complaint(output, ("failure", "NCCL", "error", "Invalid", "USAGE"))
+    """The same from the table on standard output, for versions without ``-J``.
+
+    Lines may be tagged by mpirun or srun. What is not a row, such as a line of NCCL's log, is
+    passed over unless a row may have got lost in it.
+    """
+    text = _untagged(output)
+    heads = list(_COLUMNS.finditer(text))
+    units = _UNITS.search(text)
+    if not heads or units is None:
+        raise _failure(text, "it printed no table")
+    if len(heads) > 1:
         raise MeasurementError(
-            f"{TOOL}: {said}" if said else f"{TOOL}: it printed no table", detail=tail(output)
+            f"{TOOL}: it printed {len(heads)} tables: processes that know nothing of each other?",
+            hint=_MPI,
         )
-    names = head[0][1:].split()
-    places = [index for index, name in enumerate(names) if name == "busbw"]
-    if len(places) != 2 or names[:2] != ["size", "count"]:
-        raise MeasurementError(f"{TOOL}: its table has other columns", detail=head[0])
-    if [unit for unit in re.findall(r"\(([^()]+)\)", units[0]) if "/s" in unit] != ["GB/s"] * 4:
-        raise MeasurementError(f"{TOOL}: its table has other units", detail=units[0])
-    bounds = _BOUNDS.search(output)
+    bounds = _BOUNDS.search(text)
     if bounds is None:
-        raise MeasurementError(f"{TOOL}: its output ends early", detail=tail(output))
+        raise _failure(text, "its output ends early")
     if bounds[1] != "0" or bounds[2] != "OK":
         raise MeasurementError(f"{TOOL}: {bounds[1]} values out of bounds: the data was wrong")
-    starting = _STARTING.search(output)
-    test = PurePosixPath(starting[1] if starting else program).name
-    readings: list[Reading] = []
-    for line in output[units.end() : bounds.start()].splitlines():
-        cells = line.split()
-        if not cells or not cells[0].isdigit():
+    columns = _Columns.of(heads[0][2], units[0])
+    if len(set(_RANK.findall(text))) == 1:
+        raise _one_rank()
+    rows, foreign = [], False
+    for line in text[units.end() : bounds.start()].splitlines():
+        words = line.split()
+        if not words or words[0].startswith("#"):
             continue
-        if len(cells) != len(names):
+        if words[0].isdigit():
+            rows.append(columns.row(line))
+        elif _PIECE.search(line):
+            raise MeasurementError(
+                f"{TOOL}: a row of its table is glued to other words",
+                detail=line,
+                hint="keep NCCL's log apart (NCCL_DEBUG_FILE), or leave NCCL_DEBUG out",
+            )
+        else:
+            foreign = True
+    if not rows:
+        raise MeasurementError(f"{TOOL}: its table is empty", detail=tail(text))
+    if foreign:
+        _hold_against_average(text, rows)
+    starting = _STARTING.search(text)
+    test = PurePosixPath(starting[1] if starting else program).name
+    return _readings(test, [one for row in rows for one in row])
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One half of a row: in place, or out of place. Bandwidths in GB/s."""
+
+    result: Mapping[str, str]
+    place: str
+    algbw: float
+    busbw: float
+    rounding: float
+    """What the last digit of ``busbw`` is worth."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of a table: those that name a row, then those of both halves."""
+
+    naming: tuple[str, ...]
+    ends: tuple[int, ...]
+    """Where the naming columns end in a line: what is blank there is missing."""
+    data: tuple[str, ...]
+    timestamp: bool
+
+    @classmethod
+    def of(cls, head: str, units: str) -> _Columns:
+        """From the two lines of the table's head; MeasurementError for columns not known."""
+        found = [(word[0], word.end()) for word in re.finditer(r"\S+", head[1:])]
+        names = [name for name, _ in found]
+        first = next((at for at, name in enumerate(names) if name in ("time", "cputime")), 0)
+        timestamp = names[-1] == "timestamp"
+        data = names[first : len(names) - timestamp]
+        half = len(data) // 2
+        strange = set(names[3:first]) - {"redop", "root"}
+        if (
+            names[:3] != ["size", "count", "type"]
+            or strange
+            or data[:half] != data[half:]
+            or data.count("algbw") != 2
+            or data.count("busbw") != 2
+            or not {"#wrong", "error"} & set(data)
+        ):
+            raise MeasurementError(f"{TOOL}: its table has other columns", detail=head)
+        speeds = sum(1 for name in data if name.endswith("bw"))
+        said = [unit for unit in re.findall(r"\(([^()]+)\)", units) if "/s" in unit]
+        if said != ["GB/s"] * speeds:
+            raise MeasurementError(f"{TOOL}: its table has other units", detail=units)
+        ends = tuple(end + 1 for _, end in found[:first])
+        return cls(tuple(names[:first]), ends, tuple(data), timestamp)
+
+    def row(self, line: str) -> tuple[_Side, _Side]:
+        """The halves of a row; MeasurementError for one that is not whole, or was wrong."""
+        cells = line.split()
+        if self.timestamp:
+            cells = cells[:-2]
+        names = cells[: len(cells) - len(self.data)]
+        result = self._named(line, names)
+        if result is None or not all(_is_number(cell) for cell in cells[len(names) :]):
             raise MeasurementError(f"{TOOL}: a line of its table is not whole", detail=line)
-        result = dict(zip(names[:4], cells, strict=False))
-        for place, index in zip(("out", "in"), places, strict=True):
-            _right(cells[index + 1], cells[0])
-            readings.append(
-                Reading(
-                    "bandwidth",
-                    amount(TOOL, cells[index], f"the bandwidth of {cells[0]}") * TO_GB_S["GB/s"],
-                    _context(test, result, place),
+        half = len(self.data) // 2
+        sides = []
+        for place, start in (("out", len(names)), ("in", len(names) + half)):
+            side = dict(zip(self.data[:half], cells[start : start + half], strict=True))
+            size = result["size"]
+            if "#wrong" in side:
+                _right(side["#wrong"], size)
+            elif side["error"] != "N/A":
+                # before 2.13 the largest deviation, which rounding makes; bounds judge it
+                amount(TOOL, side["error"], f"the deviation of {size} bytes")
+            busbw = side["busbw"]
+            sides.append(
+                _Side(
+                    result,
+                    place,
+                    amount(TOOL, side["algbw"], f"the bandwidth of {size}"),
+                    amount(TOOL, busbw, f"the bandwidth of {size}") * TO_GB_S["GB/s"],
+                    10.0 ** -len(busbw.partition(".")[2]) if "e" not in busbw else 0.0,
                 )
             )
-    if not readings:
-        raise MeasurementError(f"{TOOL}: its table is empty", detail=tail(output))
-    return tuple(readings)
+        return sides[0], sides[1]
+
+    def _named(self, line: str, words: Sequence[str]) -> dict[str, str] | None:
+        """What names a row: redop and root are blank where a collective has none."""
+        there = self.naming
+        if len(words) != len(there):
+            there = tuple(
+                name
+                for name, end in zip(self.naming, self.ends, strict=True)
+                if line[end - 1 : end].strip()
+            )
+        if len(words) != len(there) or there[:3] != ("size", "count", "type"):
+            return None
+        if not words[1].isdigit() or _is_number(words[2]):
+            return None
+        return dict(zip(there, words, strict=True))
+
+
+def _is_number(word: str) -> bool:
+    if word == "N/A":
+        return True
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _untagged(output: str) -> str:
+    """Lines without what mpirun, srun and their like write in front of them.
+
+    Whatever is in front of the table's head is the tag of the process that prints the table.
+    """
+    text = _TAG.sub("", output)
+    head = _COLUMNS.search(text)
+    if head is None or not head[1].strip():
+        return text
+    return "\n".join(line.removeprefix(head[1]) for line in text.splitlines())
+
+
+def _hold_against_average(text: str, rows: Sequence[tuple[_Side, _Side]]) -> None:
+    """MeasurementError unless the rows give the average that is said: else one got lost."""
+    said = _AVERAGE.search(text)
+    if said is None:
+        return
+    sides = [side for row in rows for side in row]
+    mean = sum(side.busbw for side in sides) / len(sides)
+    average = amount(TOOL, said[1], "the average bandwidth")
+    slack = max(side.rounding for side in sides) + _AVERAGE_TOLERANCE * average
+    if abs(mean - average) > slack:
+        raise MeasurementError(
+            f"{TOOL}: its average is {average:g} GB/s, and {mean:g} by its rows: one got lost",
+            hint="keep NCCL's log apart (NCCL_DEBUG_FILE), or leave NCCL_DEBUG out",
+        )
+
+
+def _readings(test: str, sides: Sequence[_Side]) -> tuple[Reading, ...]:
+    """Rows as readings; MeasurementError for those of one rank, and for a row that comes twice."""
+    sides = [side for side in sides if int(side.result["size"]) > 0]
+    if not sides:
+        raise MeasurementError(
+            f"{TOOL}: all its results are of 0 bytes",
+            hint="more bytes: -b and -e; each rank gets a share of them",
+        )
+    if all(side.busbw == 0 and side.algbw > 0 for side in sides):
+        raise _one_rank()
+    roots = {side.result.get("root") for side in sides}
+    found: dict[tuple[tuple[str, str], ...], Reading] = {}
+    for side in sides:
+        context = {
+            "test": test,
+            "size": side.result["size"],
+            "type": side.result["type"],
+            "redop": side.result.get("redop") or "none",
+            "place": side.place,
+        }
+        if len(roots) > 1:
+            context["root"] = str(side.result.get("root")).strip()
+        key = tuple(sorted(context.items()))
+        if key in found:
+            raise MeasurementError(
+                f"{TOOL}: {side.result['size']} bytes come twice in one run",
+                hint="sizes are rounded to what ranks can share: larger steps (-i, -f), or a "
+                "larger -b; one run for each operation",
+            )
+        found[key] = Reading("bandwidth", side.busbw, context)
+    return tuple(found.values())
+
+
+_MPI = (
+    "give 'gpus' (-g); processes that mpirun starts make up one test only if nccl-tests was built "
+    "with MPI=1"
+)
+
+
+def _one_rank() -> MeasurementError:
+    return MeasurementError(
+        f"{TOOL}: one rank alone measures nothing: no byte crosses a link", hint=_MPI
+    )
+
+
+def _failure(text: str, otherwise: str) -> MeasurementError:
+    """What NCCL or a test that failed has said: a warning, a failure, anything else.
+
+    Lines of NCCL's log below a warning are passed over: they speak of failures that don't matter.
+    """
+    lines = [line for line in text.splitlines() if not re.search(r"NCCL (INFO|TRACE)\b", line)]
+    rest = "\n".join(lines)
+    said = next(
+        (
+            found
+            for marks in (("NCCL WARN",), ("failure",), ("rror", "nvalid", "USAGE", "not found"))
+            if (found := complaint(rest, marks))
+        ),
+        None,
+    )
+    return MeasurementError(f"{TOOL}: {said or otherwise}", detail=tail(text))

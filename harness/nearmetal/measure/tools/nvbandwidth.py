@@ -17,10 +17,12 @@ from collections.abc import Collection
 from typing import Any
 
 from ...core.errors import MeasurementError
-from .reading import TO_GB_S, TO_US, Quantity, Reading, amount, json_object
+from .reading import TO_GB_S, TO_US, Quantity, Reading, amount, json_object, tail
 
 TOOL = "nvbandwidth"
 _UNIT = re.compile(r"\(([^()]+)\)\s*$")
+_TEXT = re.compile(r"^(?:nvbandwidth Version: (v[\d.]+)|Running \w+\.|SUM \w+ [\d.]+)", re.M)
+"""What versions without JSON print, and newer ones without -j."""
 _SUM_TOLERANCE = 1e-4
 """Cells have six digits, their sum has more."""
 
@@ -30,6 +32,13 @@ def parse(output: str, wanted: Collection[str] = ()) -> tuple[Reading, ...]:
 
     Context: ``test``, ``row`` and ``column`` of the matrix (numbers of GPUs, or 0 for the CPU).
     """
+    if (text := _TEXT.search(output)) and '"nvbandwidth"' not in output:
+        version = text[1] or "it"
+        raise MeasurementError(
+            f"{TOOL}: {version} printed text, and no JSON",
+            hint="JSON needs v0.5 or newer",
+            detail=tail(output),
+        )
     whole = json_object(TOOL, output)
     document = whole.get("nvbandwidth")
     if not isinstance(document, dict):

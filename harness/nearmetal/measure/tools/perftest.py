@@ -39,6 +39,7 @@ _ERRORS = (
 _MENDS: Mapping[str, str] = {
     "unrecognized option": "that perftest lacks the option; for CUDA build it with CUDA_H_PATH",
     "Unsupported memory type": "that perftest was built without CUDA; build it with CUDA_H_PATH",
+    "No such device ID": "'nvidia-smi -L' lists the GPUs that there are",
     "Couldn't connect": "is the server's address right, and does a firewall let its port through?",
     "Did not detect devices": "no RDMA device: is its driver loaded (ibv_devices)?",
     "Unable to find the Infiniband": "'ibv_devices' lists the names of the devices that there are",
@@ -50,7 +51,8 @@ def parse(output: str, document: str | None = None) -> tuple[Reading, ...]:
 
     ``document`` is the text of its ``--out_json`` file, if it wrote one. Context: ``test`` (as
     ``RDMA_Write``), ``size`` in bytes, ``tool_relaxed_ordering`` (``on``, ``off``: what perftest
-    asked for when it registered its memory; ``unknown`` where it doesn't say).
+    asked for when it registered its memory; ``unknown`` where it doesn't say). Of a bidirectional
+    test (``RDMA_Write_Bidirectional``) a figure is the sum of both directions.
     """
     head = _HEAD.search(output)
     title = _TITLE.search(output)
@@ -137,9 +139,31 @@ def results(document: str) -> dict[str, str]:
     return found
 
 
+_NO_MR = ("allocate MR", "create MR", "create mr", "reg MR", "reg_mr", "reg_dmabuf_mr")
+_GPU = ("CUDA", "cuMem", "GPU buffer", "ROCm", "HIP", "hipMalloc")
+_DMABUF = ("DMA-BUF", "DMABUF", "dmabuf", "cuMemGetHandleForAddressRange")
+
+
+def _memory_region(output: str) -> str:
+    """Why memory may not have been registered with the NIC, and what to do."""
+    if any(word in output for word in _DMABUF):
+        return (
+            "the GPU's memory by dma-buf takes NVIDIA's open kernel modules, and a driver of the "
+            "NIC that has it (Linux 5.12 or newer); without 'dmabuf' it takes nvidia-peermem"
+        )
+    if any(word in output for word in _GPU):
+        return (
+            "the NIC cannot reach the GPU's memory: 'modprobe nvidia-peermem' where the GPU is, or "
+            "dmabuf: true"
+        )
+    return "may so much memory be locked ('ulimit -l unlimited')?"
+
+
 def failure(output: str, otherwise: str, place: str = "") -> MeasurementError:
     """What a perftest that failed has said, as an error with the mend; ``place`` is its end."""
     said = complaint(output, _ERRORS)
     hint = next((mend for mark, mend in _MENDS.items() if mark in output), None)
+    if any(mark in output for mark in _NO_MR):
+        hint = _memory_region(output)
     where = f"{TOOL} on {place}" if place else TOOL
     return MeasurementError(f"{where}: {said or otherwise}", detail=tail(output), hint=hint)
