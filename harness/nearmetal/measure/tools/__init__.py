@@ -26,7 +26,7 @@ from ...probes import topology, ways
 from ..api import ANY, Metric, Setup, Test, Unit
 from ..bench import Bench, Found, Row
 from ..p2p import IN_DIRECT, IN_IOMMUFD, PLAIN
-from . import cuda_p2p, nccl, nvbandwidth, perftest
+from . import cuda_p2p, mpirun, nccl, nvbandwidth, perftest
 from .reading import Reading, tail
 
 BANDWIDTH, LATENCY = "p2p.tool_gb_s", "p2p.tool_latency_us"
@@ -141,6 +141,8 @@ def _ends(tool: Tool) -> dict[str, str]:
     """Where it ran, for the context."""
     if len(tool.ends) == 1:
         return {"at": tool.ends[0].at}
+    if tool.on_nodes:
+        return {"at": "+".join(end.at for end in tool.ends), "ranks": str(mpirun.ranks(tool))}
     client, server = tool.ends
     return {"command": Path(tool.command).name, "client": _end(client), "server": _end(server)}
 
@@ -170,10 +172,11 @@ def _machine(host: Host, guest: Shell | None, end: End) -> Iterator[Shell]:
         shell.close()
 
 
-def _installed(place: Shell, tool: Tool) -> None:
-    if place.run(f"command -v {shlex.quote(tool.command)}", check=False).status:
+def _installed(place: Shell, tool: Tool, program: str | None = None) -> None:
+    program = program or tool.command
+    if place.run(f"command -v {shlex.quote(program)}", check=False).status:
         raise NotInstalled(
-            f"{tool.tool}: {place.name} has no program {tool.command}",
+            f"{tool.tool}: {place.name} has no program {program}",
             hint="install it there, give its path as 'command', or make the tool optional",
         )
 
@@ -315,8 +318,12 @@ def _cuda_p2p(tool: Tool, places: Sequence[Shell], keep: Keep) -> tuple[Reading,
 
 
 def _nccl(tool: Tool, places: Sequence[Shell], keep: Keep) -> tuple[Reading, ...]:
-    (place,) = places
+    place = places[0]
     words = [tool.command, *_arguments(tool)]
+    ranks = None
+    if tool.on_nodes:
+        _installed(place, tool, mpirun.PROGRAM)
+        words, ranks = [*mpirun.words(tool), *words], mpirun.ranks(tool)
     if tool.gpus is not None:
         words += ["-g", str(tool.gpus)]
     asked = shlex.join([tool.command, "--help"])
@@ -326,13 +333,15 @@ def _nccl(tool: Tool, places: Sequence[Shell], keep: Keep) -> tuple[Reading, ...
             words += ["-J", f"{folder}/out.json"]
         out, err, status = _run(place, tool, words)
         keep(out + err)
+        if status and tool.on_nodes and (failed := mpirun.failure(out + err)):
+            raise failed
         if status or not writes:
-            table = nccl.parse_table(out + err, tool.command)
+            table = nccl.parse_table(out + err, tool.command, ranks)
             _ended_well(tool, place, out, err, status)
             return table
         document = place.read(f"{folder}/out.json")
     keep(nccl.without_environment(document), "json")
-    return nccl.parse(document)
+    return nccl.parse(document, ranks)
 
 
 _RUN: Mapping[str, Callable[[Tool, Sequence[Shell], Keep], tuple[Reading, ...]]] = {

@@ -27,8 +27,8 @@ VERSIONS = (1, 2, 3)
 _PLACES = {"out_of_place": "out", "in_place": "in"}
 
 
-def parse(document: str) -> tuple[Reading, ...]:
-    """Bus bandwidth by size, from the file of ``-J``.
+def parse(document: str, ranks: int | None = None) -> tuple[Reading, ...]:
+    """Bus bandwidth by size, from the file of ``-J``; ``ranks`` is how many there should be.
 
     Context: ``test`` (the program), ``size`` in bytes, ``type``, ``redop``, ``place`` (``in``,
     ``out``), and ``root`` where it differs. Results of 0 bytes are left out: so many ranks can't
@@ -50,8 +50,7 @@ def parse(document: str) -> tuple[Reading, ...]:
     if not isinstance(bounds, dict) or bounds.get("count") != 0:
         raise MeasurementError(f"{TOOL}: values out of bounds: the data was wrong")
     program = PurePosixPath(str((found.get("args") or ["?"])[0])).name
-    if _ranks(found) == 1:
-        raise _one_rank()
+    _enough(_ranks(found), ranks)
     sides: list[_Side] = []
     for result in results:
         # the only place in which keys of a row are numbers
@@ -115,7 +114,7 @@ _PIECE = re.compile(r"(?:(?<!\S)\d+(?:\.\d+|\.?\d*e[+-]\d+)(?!\S)\s*){3}")
 _AVERAGE_TOLERANCE = 0.05
 
 
-def parse_table(output: str, program: str) -> tuple[Reading, ...]:
+def parse_table(output: str, program: str, ranks: int | None = None) -> tuple[Reading, ...]:
     """The same from the table on standard output, for versions without ``-J``.
 
     Lines may be tagged by mpirun or srun. What is not a row, such as a line of NCCL's log, is
@@ -137,8 +136,7 @@ def parse_table(output: str, program: str) -> tuple[Reading, ...]:
     if bounds[1] != "0" or bounds[2] != "OK":
         raise MeasurementError(f"{TOOL}: {bounds[1]} values out of bounds: the data was wrong")
     columns = _Columns.of(heads[0][2], units[0])
-    if len(set(_RANK.findall(text))) == 1:
-        raise _one_rank()
+    _enough(len(set(_RANK.findall(text))) or None, ranks)
     rows, foreign = [], False
     for line in text[units.end() : bounds.start()].splitlines():
         words = line.split()
@@ -333,6 +331,14 @@ _MPI = (
     "give 'gpus' (-g); processes that mpirun starts make up one test only if nccl-tests was built "
     "with MPI=1"
 )
+
+
+def _enough(found: int | None, wanted: int | None) -> None:
+    """MeasurementError for one rank alone, and for other ranks than were started."""
+    if found == 1:
+        raise _one_rank()
+    if None not in (found, wanted) and found != wanted:
+        raise MeasurementError(f"{TOOL}: {found} ranks made up the test, not {wanted}", hint=_MPI)
 
 
 def _one_rank() -> MeasurementError:
