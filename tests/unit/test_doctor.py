@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hosts import DATA, DISK, PORTS, SWITCH, changed, claimable, recorded, reduced
+from lib.surveys import DATA, DISK, PORTS, SWITCH, changed, claimable, recorded, reduced
 
 from nearmetal.cli import doctor
 from nearmetal.cli import main as cli

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from hosts import PORTS, ROOT, changed, recorded, reduced, with_
+from lib.surveys import PORTS, ROOT, changed, recorded, reduced, with_
 
 from nearmetal.pci import acs
 from nearmetal.probes import obstacles, ways

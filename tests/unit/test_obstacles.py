@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hosts import (
+from lib.surveys import (
     DISK,
     PEER,
     PORTS,

@@ -7,7 +7,7 @@ import re
 import subprocess
 
 import pytest
-from hosts import DATA, DISK, PEER, PORTS, ROOT, SWITCH, recorded, reduced
+from lib.surveys import DATA, DISK, PEER, PORTS, ROOT, SWITCH, recorded, reduced
 
 from nearmetal.core.errors import MeasurementError
 from nearmetal.pci import acs, config

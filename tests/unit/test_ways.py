@@ -6,7 +6,18 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hosts import DISK, PEER, PORTS, ROOT, SWITCH, changed, claimable, recorded, reduced, with_
+from lib.surveys import (
+    DISK,
+    PEER,
+    PORTS,
+    ROOT,
+    SWITCH,
+    changed,
+    claimable,
+    recorded,
+    reduced,
+    with_,
+)
 
 from nearmetal.core.errors import MeasurementError
 from nearmetal.pci import acs

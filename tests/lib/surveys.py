@@ -10,7 +10,7 @@ from typing import Any
 from nearmetal.probes import topology
 from nearmetal.probes.topology import Function, Survey
 
-DATA = Path(__file__).parent / "data" / "topology"
+DATA = Path(__file__).parents[1] / "unit" / "data" / "topology"
 ROOT, SWITCH = "0000:00:05.0", "0000:01:00.0"
 PORTS = ("0000:02:00.0", "0000:02:01.0", "0000:02:02.0")
 PEER, DISK = "0000:03:00.0", "0000:04:00.0"
