@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import time
@@ -213,7 +214,7 @@ def test_a_survey_that_is_not_whole_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_a_survey_of_this_machine_takes_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(UsageError, match="takes root"):
         doctor._survey_here()
 

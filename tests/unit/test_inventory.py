@@ -108,9 +108,7 @@ more: 1
     )
     assert "has 11 mistakes, the first: top: " in error.message
     assert str(error.detail).splitlines() == [
-        "top: Additional properties are not allowed ('more' was unexpected) (did you mean 'hosts'?)"
-        if "did you mean 'hosts'" in str(error.detail)
-        else "top: Additional properties are not allowed ('more' was unexpected) (known: hosts)",
+        "top: Additional properties are not allowed ('more' was unexpected) (known: hosts)",
         "hosts/a: Additional properties are not allowed ('prot' was unexpected)"
         " (did you mean 'port'?)",
         "hosts/a/address: 'root@gpu1' has a user in it (address: gpu1, user: root)",
@@ -209,6 +207,7 @@ def test_an_ipv6_address(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [0, 1])
 def test_examples_of_the_documentation(tmp_path: Path, number: int) -> None:
     page = (Path(__file__).parents[2] / "docs" / "servers.md").read_text()
-    examples = [part.partition("```")[0] for part in page.split("```yaml\n# inventory.yaml")[1:]]
+    parts = page.split("```yaml\n# inventory.yaml")[1:]
+    examples = ["# " + part.partition("```")[0] for part in parts]
     assert len(examples) == 2
     assert "gpu1" in load(write(tmp_path, examples[number]))

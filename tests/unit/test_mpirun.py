@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from lib import fakes
+from lib import fakes, results
 from lib.fakes import FACTS, LocalShell
 from lib.surveys import DISK, PEER, recorded
 
 from nearmetal.core.errors import MeasurementError, UsageError
 from nearmetal.core.model import Measurement, Missing, Subject
+from nearmetal.judging.judge import judge
+from nearmetal.judging.load import load_checks
 from nearmetal.machines import inventory
 from nearmetal.machines.equipment import Equipment
 from nearmetal.machines.host import Host
@@ -23,6 +25,7 @@ from nearmetal.measure import p2p, tools
 from nearmetal.measure.api import Unit
 from nearmetal.measure.bench import Bench
 from nearmetal.measure.tools import mpirun, nccl
+from nearmetal.patches.variants import Config
 from nearmetal.probes import topology
 
 TABLE = Path(__file__).parent / "data" / "tools" / "from-source-nccl-tests-table.out"
@@ -193,3 +196,36 @@ def test_mpirun_without_nodes(tmp_path: Path) -> None:
     lines = [line for line in WHOLE.splitlines() if "nodes:" not in line and "- {at" not in line]
     with pytest.raises(UsageError, match="mpirun without nodes"):
         load(tmp_path, "\n".join(lines))
+
+
+# --- the checks of the documentation ---------------------------------------------------------
+
+ON: dict[str, Any] = {"variant": "on", "series": "direct-p2p", "setup": "outside"}
+
+
+@pytest.mark.parametrize(
+    ("nic", "nodes", "verdicts"),
+    [
+        (24.6, 48.0, ["pass", "pass"]),
+        (21.9, 27.0, ["fail", "fail"]),
+        (25.0, 44.9, ["pass", "fail"]),
+    ],
+)
+def test_checks_of_the_documentation_can_pass_and_fail(
+    tmp_path: Path, nic: float, nodes: float, verdicts: list[str]
+) -> None:
+    """One NIC of 200 Gbit/s, and two nodes with two each."""
+    page = (Path(__file__).parents[2] / "docs" / "servers.md").read_text()
+    path = tmp_path / "checks.yaml"
+    path.write_text("schema: 1" + page.partition("```yaml\nschema: 1")[2].partition("```")[0])
+    between: dict[str, Any] = {"tool": "nccl-tests", "at": "vm1+vm2", "ranks": "16", "place": "in"}
+    rows = [
+        results.row(nic, name=tools.BANDWIDTH, tool="perftest", size="1048576", **ON),
+        results.row(nodes / 2, name=tools.BANDWIDTH, size="67108864", **between, **ON),
+        results.row(nodes, name=tools.BANDWIDTH, size="1073741824", **between, **ON),
+    ]
+    plan = results.plan(("tools",), [Config("on", "direct-p2p")], host="gpu1")
+    found = judge(load_checks(path), rows, [], [], plan)
+    by_name = {one.name: one.status for one in found if one.name.startswith("gpu1.")}
+    names = ("gpu1.one-nic-at-line-rate", "gpu1.two-nodes-at-line-rate")
+    assert [by_name[name] for name in names] == verdicts

@@ -173,8 +173,8 @@ def test_management_functions() -> None:
         "0000:01:00.1 is a management function of the switch and the host's (driver switchtec)"
     )
     survey = changed(reduced("card-with-switch"), "0000:79:00.0", driver="mpt3sas")
-    found = [one for one in told(survey, "0000:71:00.0") if "79:00.0" in one]
-    assert found == [
+    every = [one for one in told(survey, "0000:71:00.0") if "79:00.0" in one]
+    assert every == [
         "0000:79:00.0 is a management function of the switch and the host's (driver mpt3sas)"
     ]
     assert "0000:79:00.0" not in rules(reduced("card-with-switch"), "0000:71:00.0")

@@ -394,7 +394,7 @@ def test_example_of_the_documentation(tmp_path: Path) -> None:
     text = (DATA.parents[2] / "docs" / "servers.md").read_text()
     example = text[text.index("# inventory.yaml: tools") :]
     found = load(tmp_path, example[: example.index("```")])
-    assert len(found.tools) == 4
+    assert len(found.tools) == 5
     assert {tool.tool for tool in found.tools} == set(inventory.TOOLS)
 
 
@@ -404,7 +404,7 @@ def test_checks_of_the_documentation_can_be_used(tmp_path: Path, page: str) -> N
     example = text[text.index("```yaml\nschema: 1") + len("```yaml\n") :]
     path = tmp_path / "checks.yaml"
     path.write_text(example[: example.index("```")])
-    assert len(load_checks(path)) == 1
+    assert load_checks(path)
 
 
 @pytest.mark.parametrize(

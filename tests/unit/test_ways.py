@@ -74,7 +74,7 @@ def test_requests_that_ats_has_translated(control: int | None, bit: bool, way: W
 
 def between(survey: Survey, one: str, other: str) -> tuple[str, list[str]] | None:
     found = ways.parting(survey, one, other)
-    return found and (found.switch.address, [port.address for port in found.ports])
+    return None if found is None else (found.switch.address, [one.address for one in found.ports])
 
 
 def test_functions_part_at_the_ports_of_their_switch() -> None:
