@@ -17,7 +17,7 @@ from ..core.text import first_line, nearest, number, printable
 from ..measure import registry
 
 README_BEGIN = re.compile(r"<!-- results:begin(?P<rows>[^>]*?)-->")
-"""May choose rows: ``<!-- results:begin lspci.exits path=cf8; p2p.bytes_direct -->``."""
+"""May choose rows: ``<!-- results:begin lspci.exits variant=on path=cf8; p2p.bytes_direct -->``."""
 README_END = "<!-- results:end -->"
 
 WORST_FIRST: tuple[Status, ...] = ("error", "fail", "skip", "pass")
@@ -143,7 +143,9 @@ def chosen(rows: Sequence[Measurement], words: str) -> list[Measurement]:
         row
         for row in rows
         if any(
-            row.name == name and {tuple(word.split("=", 1)) for word in has} <= row.where.items()
+            row.name == name
+            and {tuple(word.split("=", 1)) for word in has}
+            <= {**row.subject.keys, **row.context}.items()
             for name, *has in wanted
         )
     ]
