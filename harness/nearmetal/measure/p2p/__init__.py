@@ -21,7 +21,7 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -175,92 +175,114 @@ def transfers(
 
     ``ranges`` are where RAM is moved beside the peer's bytes, by names for the report.
     """
-    listing = where.shell.run(FIND).stdout
-    disk, allocate = find(listing)
-    counts = host.can(ROUTES)
-    context = {"block": str(BLOCK)}
-    if counts:
-        ports = routes.read(host.shell)
-        for address, control in ports.acs.items():
-            if control & way.mask != way.expect:
-                raise MeasurementError(
-                    f"ACS Control of {address} is {routes.names(control)}, and the set-up"
-                    f" '{way.name}' needs {routes.names(way.expect)}"
-                )
-        context["acs"] = "/".join(sorted({routes.names(value) for value in ports.acs.values()}))
-    if where is not host and (counts or way.direct):
-        peer = allocate.split("/")[-3]
-        there = peer_memory(where.shell.run(_MEMORY_BARS % peer).stdout)
-        here = peer_memory(host.shell.run(_MEMORY_BARS % host.p2p["peer"]).stdout)
-        if way.direct and there != here:
-            raise MeasurementError(
-                f"the peer's memory is at {there:#x} in the guest and at {here:#x} on the host"
-            )
-        if there == here and not way.direct:
-            raise MeasurementError(
-                f"the peer's memory has the address {here:#x} in the guest and on the host, so"
-                " that peer-to-peer would come out right without translation"
-            )
-        context["bars"] = "as-on-host" if way.direct else "moved"
+    disk, allocate = find(where.shell.run(FIND).stdout)
+    context = {"block": str(BLOCK), **_acs(host, way), **_bars(host, where, way, allocate)}
     before = host.kernel_log().last
-    speeds: dict[tuple[str, str], list[float]] = {}
-    corrupt: dict[str, list[float]] = {"read": [], "write": []}
-    ways: list[routes.Routed] = []
-    lines: list[dict[str, Any]] = []
-    moved: dict[str, tuple[float, float]] = {}
+    moved = _Moved()
     for number in range(RUNS + 1):
         words = ["nm-p2p", disk, allocate, str(BYTES), str(BLOCK), str(1000 + number)]
-        if number == RUNS:
+        last = number == RUNS
+        if last:
             words += map(str, ranges.values())
-        counted = routes.read(host.shell).total if counts else routes.NOTHING
+        counted = routes.read(host.shell).total if host.can(ROUTES) else routes.NOTHING
         out = where.shell.run(shlex.join(words), deadline_s=_DEADLINE_S).stdout
         where.check()
-        if counts:
-            ways.append(routes.read(host.shell).total - counted)
-        found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-        if number == RUNS:
-            moved = beside(found, ranges)
-            lines.extend(line for line in found if line["memory"] == "beside")
-            found = [line for line in found if line["memory"] != "beside"]
+        if host.can(ROUTES):
+            moved.ways.append(routes.read(host.shell).total - counted)
+        moved.add(out, timed=not last)
+        if last:
+            moved.beside = beside(moved.lines, ranges)
+    kept = {"transfers": moved.lines, "routes": [repr(one) for one in moved.ways]}
+    (logs / f"{label}-p2p.json").write_text(json.dumps(kept, indent=1))
+    faults = count_iommu_faults(host.kernel_log(before).lines)
+    return moved.rows(row, context, faults)
+
+
+def _acs(host: Host, way: Way) -> dict[str, str]:
+    """ACS Control of the ports, where it can be seen; MeasurementError if it is not the way's."""
+    if not host.can(ROUTES):
+        return {}
+    ports = routes.read(host.shell)
+    for address, control in ports.acs.items():
+        if control & way.mask != way.expect:
+            raise MeasurementError(
+                f"ACS Control of {address} is {routes.names(control)}, and the set-up"
+                f" '{way.name}' needs {routes.names(way.expect)}"
+            )
+    return {"acs": "/".join(sorted({routes.names(value) for value in ports.acs.values()}))}
+
+
+def _bars(host: Host, where: Guest | Host, way: Way, allocate: str) -> dict[str, str]:
+    """Whether the peer's memory has the host's address in the guest, as the way wants it or not.
+
+    Raises MeasurementError otherwise: with the same address by chance, peer-to-peer would come out
+    right without translation.
+    """
+    if where is host or not (host.can(ROUTES) or way.direct):
+        return {}
+    peer = allocate.split("/")[-3]
+    there = peer_memory(where.shell.run(_MEMORY_BARS % peer).stdout)
+    here = peer_memory(host.shell.run(_MEMORY_BARS % host.p2p["peer"]).stdout)
+    if way.direct and there != here:
+        raise MeasurementError(
+            f"the peer's memory is at {there:#x} in the guest and at {here:#x} on the host"
+        )
+    if there == here and not way.direct:
+        raise MeasurementError(
+            f"the peer's memory has the address {here:#x} in the guest and on the host, so"
+            " that peer-to-peer would come out right without translation"
+        )
+    return {"bars": "as-on-host" if way.direct else "moved"}
+
+
+@dataclass
+class _Moved:
+    """What nm-p2p said of all runs, and which ways the switch saw."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    speeds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    corrupt: dict[str, list[float]] = field(default_factory=lambda: {"read": [], "write": []})
+    ways: list[routes.Routed] = field(default_factory=list)
+    beside: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def add(self, out: str, *, timed: bool) -> None:
+        """Add what one run printed; raises MeasurementError where a transfer is not told of."""
+        every = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        self.lines += every
+        found = [line for line in every if line["memory"] != "beside"]
         kinds = {(line["direction"], line["memory"]) for line in found}
-        wanted = {(d, m) for d in ("read", "write") for m in ("ram", "peer")}
-        if kinds != wanted:
+        if kinds != {(way, memory) for way in ("read", "write") for memory in ("ram", "peer")}:
             raise MeasurementError("nm-p2p did not report all transfers", detail=out[-1000:])
         for line in found:
-            if number < RUNS:
+            if timed:
                 key = (line["direction"], line["memory"])
-                speeds.setdefault(key, []).append(bandwidth(line))
+                self.speeds.setdefault(key, []).append(bandwidth(line))
             if line["memory"] == "peer":
-                corrupt[line["direction"]].append(line["corrupt"])
+                self.corrupt[line["direction"]].append(line["corrupt"])
             elif line["corrupt"]:
                 raise MeasurementError(
                     f"{line['corrupt']} bytes differ with ordinary memory: the disk is broken"
                 )
-        lines.extend(found)
-    name = f"{label}-p2p.json"
-    (logs / name).write_text(
-        json.dumps({"transfers": lines, "routes": [repr(w) for w in ways]}, indent=1)
-    )
-    faults = count_iommu_faults(host.kernel_log(before).lines)
-    rows = [
-        row("p2p.read_mib_s", speeds["read", "peer"], **context),
-        row("p2p.write_mib_s", speeds["write", "peer"], **context),
-        row("p2p.host_ram_mib_s", speeds["read", "ram"], direction="read", **context),
-        row("p2p.host_ram_mib_s", speeds["write", "ram"], direction="write", **context),
-        row("p2p.corrupt_bytes", corrupt["read"], direction="read", **context),
-        row("p2p.corrupt_bytes", corrupt["write"], direction="write", **context),
-        row("p2p.iommu_faults", [faults], **context),
-    ]
-    for place, (size, wrong) in moved.items():
-        rows.append(row("p2p.ram_bytes", [size], ram=place, **context))
-        rows.append(row("p2p.ram_corrupt_bytes", [wrong], ram=place, **context))
-    if counts:
-        rows += [
-            row("p2p.bytes_direct", [way.direct for way in ways], **context),
-            row("p2p.bytes_redirected", [way.redirected for way in ways], **context),
-            row("p2p.bytes_translated", [way.translated for way in ways], **context),
+
+    def rows(self, row: Row, context: Mapping[str, str], faults: int) -> list[Measurement]:
+        """All rows."""
+        found = [
+            row("p2p.read_mib_s", self.speeds["read", "peer"], **context),
+            row("p2p.write_mib_s", self.speeds["write", "peer"], **context),
         ]
-    return rows
+        for way in ("read", "write"):
+            speeds = self.speeds[way, "ram"]
+            found.append(row("p2p.host_ram_mib_s", speeds, direction=way, **context))
+            found.append(row("p2p.corrupt_bytes", self.corrupt[way], direction=way, **context))
+        found.append(row("p2p.iommu_faults", [faults], **context))
+        for place, (size, wrong) in self.beside.items():
+            found.append(row("p2p.ram_bytes", [size], ram=place, **context))
+            found.append(row("p2p.ram_corrupt_bytes", [wrong], ram=place, **context))
+        if self.ways:
+            for kind in ("direct", "redirected", "translated"):
+                values = [getattr(one, kind) for one in self.ways]
+                found.append(row(f"p2p.bytes_{kind}", values, **context))
+        return found
 
 
 def beside_windows(host: Host, parts: GuestParts) -> GuestParts:
