@@ -20,7 +20,7 @@ from nearmetal.judging.judge import Plan, exit_status, judge, together
 from nearmetal.judging.load import Check, load_checks
 from nearmetal.measure.lspci.instructions import compared
 from nearmetal.patches.series import load_series
-from nearmetal.patches.variants import Config
+from nearmetal.patches.variants import Config, names_of
 from nearmetal.runs import plan as plans
 
 NAME = "lspci.userspace_exits"
@@ -77,7 +77,7 @@ def test_the_default_checks_load_and_each_says_why() -> None:
 
 def test_the_default_checks_are_about_series_that_there_are() -> None:
     patches = Path(__file__).parents[2] / "patches"
-    load_checks(series={one.name for one in load_series(patches, known=plans.known())})
+    load_checks(series=names_of(load_series(patches, known=plans.known())))
 
 
 def test_needs_are_derived_from_the_expression(tmp_path: Path) -> None:

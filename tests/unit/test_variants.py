@@ -10,7 +10,7 @@ from lib import results as made
 
 from nearmetal.core.errors import UsageError
 from nearmetal.patches.series import Enable, Series
-from nearmetal.patches.variants import Config, available, configs
+from nearmetal.patches.variants import Config, available, configs, names_of
 from nearmetal.runs.plan import grouped, measured_by
 
 
@@ -73,6 +73,22 @@ def test_set_ups_of_either_part_are_those_of_the_variant(every: list[Series]) ->
     ]
     found = configs(with_setups, ("on",))
     assert [(one.series, one.setups) for one in found] == [("cache", ("direct",)), ("p2p", ())]
+
+
+def test_two_series_are_also_measured_together(every: list[Series]) -> None:
+    some = [
+        dataclasses.replace(one, together={"cache": ("lspci",)}) if one.name == "p2p" else one
+        for one in every
+    ]
+    *_, both = configs(some, ("on",))
+    assert both.label == "on-cache+p2p"
+    assert (both.modules, both.qemu_args) == (
+        {"kvm": {"cache": "1"}},
+        ("-global", "q35.cache=on"),
+    )
+    assert both.guest_patches == both.linux_patches
+    assert (both.tests, both.named) == (("lspci",), ())
+    assert names_of(some) == ("cache", "p2p", "routing", "cache+p2p")
 
 
 def test_series_without_a_switch_has_no_on(every: list[Series], tmp_path: Path) -> None:

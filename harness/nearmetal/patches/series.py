@@ -80,6 +80,11 @@ _FEATURE = {
     "tests": {"type": "array", "items": _NAME, "uniqueItems": True},
     "draft": {"type": "boolean"},
     "enable": _ENABLE,
+    "together": {
+        "type": "object",
+        "propertyNames": _NAME,
+        "additionalProperties": {"type": "array", "items": _NAME, "minItems": 1},
+    },
 }
 _NEEDED = ["order", "base", "purpose"]
 _OF_PARTS = {
@@ -179,6 +184,9 @@ class Series:
     """Kept as commits and validated, but not yet built into anything that is run."""
     requires: Mapping[str, needs.Wanted] = field(default_factory=lambda: MappingProxyType({}))
     """The series of its tree whose first patches it needs below it, and how many of them."""
+
+    together: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """The series that it is also measured together with, and by which tests."""
 
     @property
     def label(self) -> str:
@@ -301,6 +309,18 @@ def check_names(path: Path, found: Sequence[Series], known: Known) -> None:
                         f"{path}: {series.name}: there is no {what} '{name}'",
                         hint=nearest(name, there),
                     )
+        for other, names in series.together.items():
+            if other not in tests:
+                raise UsageError(
+                    f"{path}: {series.name}: together: there is no series '{other}'",
+                    hint=nearest(other, tests),
+                )
+            for name in names:
+                if name not in known.tests:
+                    raise UsageError(
+                        f"{path}: {series.name}: together: there is no test '{name}'",
+                        hint=nearest(name, known.tests),
+                    )
         setups = known.setups(tests[series.name])
         for name in series.enable.setups:
             if name not in setups:
@@ -395,13 +415,14 @@ def _place(document: Any, path: list[str | int]) -> str:
 
 
 def _parts(entry: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """An entry for each part of a feature; what it enables stands in the first alone."""
+    """An entry for each part of a feature; what it switches on stands in the first alone."""
     if "parts" not in entry:
         return [entry]
     whole = {key: value for key, value in entry.items() if key != "parts"}
     found = [{**whole, **part, "tree": tree} for tree, part in entry["parts"].items()]
     for part in found[1:]:
         part.pop("enable", None)
+        part.pop("together", None)
     return found
 
 
@@ -432,6 +453,9 @@ def _series(entry: Mapping[str, Any], patches: Path) -> Series:
         tests=tuple(entry.get("tests", ())),
         draft=entry.get("draft", False),
         requires=MappingProxyType(dict(entry.get("requires", {}))),
+        together=MappingProxyType(
+            {name: tuple(tests) for name, tests in entry.get("together", {}).items()}
+        ),
     )
 
 

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.errors import UsageError
 from ..core.model import VARIANTS, Variant
 from .series import Enable, Series
+
+
+TOGETHER = "+"
+"""Joins the names of series that are on together."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,14 @@ class Config:
         """A short name for files and steps."""
         return "-".join(word for word in (self.variant, self.series) if word)
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The tests that are for its series: a pair of series has none of its own."""
+        return () if self.series is not None and TOGETHER in self.series else self.tests
+
 
 def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config, ...]:
-    """The variants to run, in the order vanilla, off, on (once for each product series).
+    """The variants to run, in the order vanilla, off, on (once for each product series and pair).
 
     A series that has nothing to switch on yet has no ``on``.
     Raises UsageError where a patched variant is asked for and there is no product series.
@@ -72,34 +81,45 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
         if variant == "off":
             result.append(Config("off", None, linux, qemu, applied=applied))
             continue
-        for name in applied:
-            parts = [one for one in product if one.name == name]
-            if not _has_switch(parts):
-                continue
-            modules = {
-                key: dict(value) for one in parts for key, value in one.enable.modules.items()
-            }
-            accel = {key: dict(value) for one in parts for key, value in one.enable.accel.items()}
-            words = tuple(word for one in parts for word in one.enable.qemu_arguments())
-            guest = any(one.enable.guest_kernel == "patched" for one in parts)
-            setups = tuple(setup for one in parts for setup in one.enable.setups)
-            result.append(
-                Config(
-                    "on",
-                    name,
-                    linux,
-                    qemu,
-                    linux if guest else (),
-                    applied,
-                    modules,
-                    words,
-                    accel,
-                    {key: driver for one in parts for key, driver in one.enable.functions.items()},
-                    tuple(dict.fromkeys(setups)),
-                    tests=tuple(dict.fromkeys(test for one in parts for test in one.tests)),
-                )
-            )
+        base = Config("on", None, linux, qemu, applied=applied)
+        switched = [name for name in applied if _has_switch(_parts(product, [name]))]
+        result += [_on(base, name, _parts(product, [name])) for name in switched]
+        for names, tests in together(product).items():
+            both = _on(base, TOGETHER.join(names), _parts(product, names))
+            result.append(replace(both, tests=tests, setups=()))
     return tuple(result)
+
+
+def together(series: Sequence[Series]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """The pairs of series that are also measured together, and by which tests."""
+    return {(other, one.name): tests for one in series for other, tests in one.together.items()}
+
+
+def names_of(series: Sequence[Series]) -> tuple[str, ...]:
+    """The names that a variant ``on`` may have, drafts' too."""
+    pairs = [TOGETHER.join(names) for names in together(series)]
+    return tuple(dict.fromkeys([*(one.name for one in series), *pairs]))
+
+
+def _parts(series: Sequence[Series], names: Sequence[str]) -> list[Series]:
+    return [one for name in names for one in series if one.name == name]
+
+
+def _on(base: Config, name: str, parts: Sequence[Series]) -> Config:
+    """The variant with what these parts enable."""
+    enables = [one.enable for one in parts]
+    guest = any(one.guest_kernel == "patched" for one in enables)
+    return replace(
+        base,
+        series=name,
+        guest_patches=base.linux_patches if guest else (),
+        modules={key: dict(value) for one in enables for key, value in one.modules.items()},
+        qemu_args=tuple(word for one in enables for word in one.qemu_arguments()),
+        accel={key: dict(value) for one in enables for key, value in one.accel.items()},
+        functions={key: driver for one in enables for key, driver in one.functions.items()},
+        setups=tuple(dict.fromkeys(setup for one in enables for setup in one.setups)),
+        tests=tuple(dict.fromkeys(test for one in parts for test in one.tests)),
+    )
 
 
 def available(series: Sequence[Series]) -> tuple[Variant, ...]:

@@ -42,7 +42,7 @@ from ..machines.lab import Lab
 from ..measure.api import Setup
 from ..measure.bench import Bench
 from ..patches.series import load_series
-from ..patches.variants import Config, available, configs
+from ..patches.variants import Config, available, configs, names_of
 from ..probes.tracing import counting
 from ..report import document, tables
 from . import plan as plans
@@ -102,7 +102,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
     wanted = configs(every, options.variants or available(every))
     shares = _shares(settings, options, wanted)
     # checks that come with tests may be of series that these patches lack; a user's are not
-    names = [one.name for one in every] if options.checks else None
+    names = names_of(every) if options.checks else None
     rules = load_checks(options.checks or None, series=names)
     cache = Cache(settings.cache_dir).open()
     run_id = time.strftime("%Y%m%d-%H%M%S", time.gmtime(begun)) + f"-{os.getpid()}"

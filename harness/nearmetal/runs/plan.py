@@ -125,7 +125,7 @@ def work(configs: Sequence[Config], tests: Sequence[str], equipment: Equipment) 
             setup,
             Unit(
                 Subject(config.variant, config.series, setup.name, equipment.testbed),
-                named=name in config.tests,
+                named=name in config.named,
             ),
         )
         for config in configs
