@@ -11,7 +11,6 @@ from ..core.errors import UsageError
 from ..core.model import VARIANTS, Variant
 from .series import Enable, Series
 
-
 TOGETHER = "+"
 """Joins the names of series that are on together."""
 
