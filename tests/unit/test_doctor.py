@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from lib.surveys import DATA, DISK, PORTS, SWITCH, changed, claimable, recorded, reduced
 
-from nearmetal.cli import doctor
+from nearmetal.cli import doctor, switches
 from nearmetal.cli import main as cli
 from nearmetal.core import ui
 from nearmetal.core.errors import EnvironmentBroken, Exit, MeasurementError, UsageError
@@ -30,19 +33,19 @@ from nearmetal.probes.topology import Survey
 
 
 def texts(survey: Survey, state: str) -> list[str]:
-    return [one.text for one in doctor.switches(survey) if one.state == state]
+    return [one.text for one in switches.switches(survey) if one.state == state]
 
 
 def test_a_host_without_switches() -> None:
-    assert [one.text for one in doctor.switches(Survey())] == ["no PCIe switch"]
+    assert [one.text for one in switches.switches(Survey())] == ["no PCIe switch"]
     assert texts(reduced("two-root-ports"), "ok") == ["no PCIe switch"]
 
 
 def test_how_to_go_on() -> None:
-    found = doctor.switches(claimable())
+    found = switches.switches(claimable())
     assert [one.state for one in found] == ["ok", "ok"]
     assert "direct-p2p.md" in found[1].mend
-    found = doctor.switches(recorded("host"))
+    found = switches.switches(recorded("host"))
     assert [one.state for one in found] == ["ok", "warn", "warn", "warn"]
     assert all(one.mend for one in found[1:])
     assert found[-1].text == (
@@ -69,7 +72,7 @@ def test_owners_that_reach_each_other_are_an_error() -> None:
 def test_one_way_only(control: int | None, vector: int, mend: str) -> None:
     survey = changed(claimable(), DISK, users=("vm2 (pid 9)",))
     survey = changed(survey, PORTS[1], acs=control, egress_vector=vector)
-    (found,) = [one for one in doctor.switches(survey) if one.state == "broken"]
+    (found,) = [one for one in switches.switches(survey) if one.state == "broken"]
     assert "functions of vm2 (pid 9) reach those of sleep (pid 190) without the IOMMU" in found.text
     assert mend in found.mend
 
@@ -90,7 +93,7 @@ def test_redirection_that_is_off_for_one_owner_is_a_note() -> None:
 
 def test_redirected_requests_that_get_lost() -> None:
     survey = changed(reduced("cascade-two-guests"), "0000:0a:00.0", acs=acs.SV | acs.RR | acs.CR)
-    (found,) = [one for one in doctor.switches(survey) if "Upstream Forwarding" in one.text]
+    (found,) = [one for one in switches.switches(survey) if "Upstream Forwarding" in one.text]
     assert found.what == "switch 0000:0b:00.0"
     assert "end at 0000:0a:00.0 (ACS SV+RR+CR)" in found.text
 
@@ -100,7 +103,7 @@ def test_registers_that_were_not_read() -> None:
         a: changed(recorded("vfio"), a, readable=False, port_type=None).functions[a]
         for a in recorded("vfio").functions
     }
-    found = doctor.switches(Survey(functions))
+    found = switches.switches(Survey(functions))
     assert [one.state for one in found] == ["warn"]
     assert "registers of 5 bridges were not read" in found[0].text
 
@@ -234,9 +237,43 @@ def test_a_port_that_is_closed_is_told_at_once() -> None:
     assert "sshd" in str(caught.value.hint)
 
 
-def test_a_port_that_is_open() -> None:
+@pytest.mark.parametrize(
+    "says", [b"SSH-2.0-OpenSSH_9.9\r\n", b"a word first\r\nSSH-2.0-x\r\n", b""]
+)
+def test_a_port_that_is_open(says: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(says) as port:
+        knock("gpu1", Address("127.0.0.1", port), deadline_s=0.5)
+    silent = f"gpu1: 127.0.0.1, port {port}, accepts connections and says nothing yet: waiting"
+    assert (silent in capfd.readouterr().err) == (says == b"")
+
+
+@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 smtp\r\n"])
+def test_a_port_where_something_else_answers(says: bytes) -> None:
+    with (
+        serving(says) as port,
+        pytest.raises(EnvironmentBroken, match="is no SSH server") as caught,
+    ):
+        knock("gpu1", Address("127.0.0.1", port), deadline_s=0.5)
+    assert says.split()[0].decode() in caught.value.message
+    assert "port in the inventory" in str(caught.value.hint)
+
+
+@contextlib.contextmanager
+def serving(says: bytes) -> Iterator[int]:
+    """A server that says something to whom connects; its port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        knock("gpu1", Address("127.0.0.1", listening.getsockname()[1]))
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                there, _ = listening.accept()
+                with there:
+                    there.sendall(says)
+                    if says.startswith((b"SSH", b"a")) or not says:
+                        there.recv(1)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +313,7 @@ def test_the_command_looks_first(
 
 
 def test_switch_names_of_findings() -> None:
-    assert {one.what for one in doctor.switches(claimable())} == {
+    assert {one.what for one in switches.switches(claimable())} == {
         "direct-p2p",
         f"switch {SWITCH}",
     }

@@ -593,3 +593,8 @@ def test_nccl_says_what_went_wrong() -> None:
         nccl.parse_table(said, "all_reduce_perf")
     with pytest.raises(MeasurementError, match="printed no table"):
         nccl.parse_table("", "all_reduce_perf")
+    died = (
+        "mpirun noticed that process rank 3 with PID 7 on node node2 exited on signal 9 (Killed)."
+    )
+    with pytest.raises(MeasurementError, match="exited on signal 9"):
+        nccl.parse_table(f"{INFO}\n{died}\n", "all_reduce_perf")

@@ -347,6 +347,9 @@ def _one_rank() -> MeasurementError:
     )
 
 
+_OTHER_FAILURES = ("rror", "nvalid", "USAGE", "not found", "signal", "Killed")
+
+
 def _failure(text: str, otherwise: str) -> MeasurementError:
     """What NCCL or a test that failed has said: a warning, a failure, anything else.
 
@@ -357,7 +360,11 @@ def _failure(text: str, otherwise: str) -> MeasurementError:
     said = next(
         (
             found
-            for marks in (("NCCL WARN",), ("failure",), ("rror", "nvalid", "USAGE", "not found"))
+            for marks in (
+                ("NCCL WARN",),
+                ("failure",),
+                _OTHER_FAILURES,
+            )
             if (found := complaint(rest, marks))
         ),
         None,
