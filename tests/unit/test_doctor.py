@@ -249,18 +249,20 @@ def test_a_port_that_is_open(says: bytes, capfd: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 smtp\r\n"])
 def test_a_port_where_something_else_answers(says: bytes) -> None:
-    with (
-        serving(says) as port,
-        pytest.raises(EnvironmentBroken, match="is no SSH server") as caught,
-    ):
+    with serving(says, ends=True) as port, pytest.raises(EnvironmentBroken) as caught:
         knock("gpu1", Address("127.0.0.1", port), deadline_s=0.5)
-    assert says.split()[0].decode() in caught.value.message
+    assert f"is no SSH server ('{says.split()[0].decode()}" in caught.value.message
     assert "port in the inventory" in str(caught.value.hint)
 
 
+def test_a_port_that_closes_at_once() -> None:
+    with serving(b"", ends=True) as port, pytest.raises(EnvironmentBroken, match="at once"):
+        knock("gpu1", Address("127.0.0.1", port), deadline_s=0.5)
+
+
 @contextlib.contextmanager
-def serving(says: bytes) -> Iterator[int]:
-    """A server that says something to whom connects; its port."""
+def serving(says: bytes, *, ends: bool = False) -> Iterator[int]:
+    """A server that says something to whom connects, and may end then; its port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
@@ -268,7 +270,7 @@ def serving(says: bytes) -> Iterator[int]:
                 there, _ = listening.accept()
                 with there:
                     there.sendall(says)
-                    if says.startswith((b"SSH", b"a")) or not says:
+                    if not ends:
                         there.recv(1)
 
         thread = threading.Thread(target=serve, daemon=True)
