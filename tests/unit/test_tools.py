@@ -578,6 +578,10 @@ def test_nccl_failure_is_told_by_the_warning_below_its_log() -> None:
     lines = [line for line in text.splitlines(keepends=True) if "WARN" not in line]
     with pytest.raises(MeasurementError, match=r"Test NCCL failure common\.cu:958"):
         nccl.parse_table("".join(lines), "x")
+    logged = "node1:1:1 [0] NCCL INFO failure of x: error 3\n" + "".join(lines)
+    with pytest.raises(MeasurementError) as caught:
+        nccl.parse_table(logged, "x")
+    assert "Test NCCL failure common.cu:958" in caught.value.message
     # after some rows
     begun = TWO[: TWO.index("# Out of bounds")] + text
     with pytest.raises(MeasurementError, match="NCCL WARN Cuda failure"):

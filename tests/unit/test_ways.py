@@ -283,6 +283,11 @@ def test_what_is_in_the_switch_s_device() -> None:
     assert reached(direct, "0000:01:00.0") == {("vm1", "the")}
     given = changed(survey, "0000:01:00.1", driver="vfio-pci", users=("vm2 (pid 9)",))
     assert reached(given, "0000:01:00.0") == {("vm2", "vm1")}
+    # between two of one device it is not the switch that decides
+    third = dataclasses.replace(
+        given.functions["0000:01:00.1"], address="0000:01:00.2", users=("vm3 (pid 10)",)
+    )
+    assert reached(with_(given, third), "0000:01:00.0") == {("vm2", "vm1"), ("vm3", "vm1")}
 
 
 def test_upstream_forwarding() -> None:
