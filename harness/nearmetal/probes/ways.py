@@ -9,6 +9,7 @@ redirected (Upstream Forwarding).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -78,11 +79,12 @@ def port_above(survey: Survey, addresses: Sequence[str]) -> Function | None:
 
 def ports_between(survey: Survey, addresses: Sequence[str]) -> list[Function]:
     """The Downstream Ports at which the ways between functions part, by address."""
+    # functions right below one port are alike, and there may be hundreds: VFs
+    alike = {survey.functions[address].bridges: address for address in addresses}
     found: dict[str, Function] = {}
-    for index, one in enumerate(addresses):
-        for other in addresses[:index]:
-            if at := parting(survey, one, other):
-                found.update({port.address: port for port in at.ports})
+    for one, other in itertools.combinations(alike.values(), 2):
+        if at := parting(survey, one, other):
+            found.update({port.address: port for port in at.ports})
     return [found[address] for address in sorted(found)]
 
 
@@ -102,7 +104,7 @@ def state(survey: Survey, addresses: Sequence[str]) -> dict[str, str]:
         words = {acs_names(port)}
     else:
         words = {acs_names(port) for port in ports_between(survey, addresses)}
-        pairs = ((one, two) for index, one in enumerate(addresses) for two in addresses[:index])
+        pairs = itertools.combinations(addresses, 2)
         if not words or any(_apart(survey, one, two) for one, two in pairs):
             words.add(NO_SWITCH)
     return {
