@@ -52,12 +52,14 @@ def parse(document: str, ranks: int | None = None) -> tuple[Reading, ...]:
     program = PurePosixPath(str((found.get("args") or ["?"])[0])).name
     _enough(_ranks(found), ranks)
     sides: list[_Side] = []
+    if not all(isinstance(result, dict) for result in results):
+        raise MeasurementError(f"{TOOL}: its file has results that are none")
     for result in results:
         # the only place in which keys of a row are numbers
         named = {key: str(result.get(key)).strip() for key in ("size", "type", "redop", "root")}
         for key, place in _PLACES.items():
             side = result.get(key)
-            if side is None:
+            if not isinstance(side, dict):
                 continue
             size = named["size"]
             if not size.isdigit():

@@ -44,6 +44,8 @@ def parse(output: str, wanted: Collection[str] = ()) -> tuple[Reading, ...]:
     if not isinstance(document, dict):
         raise MeasurementError(f"{TOOL}: its JSON has no 'nvbandwidth'", detail=output[:500])
     tests = document.get("testcases") or []
+    if not isinstance(tests, list) or not all(isinstance(test, dict) for test in tests):
+        raise MeasurementError(f"{TOOL}: its JSON has tests that are none", detail=output[:500])
     # v0.8 keeps an error of a running test beside the tests
     error = document.get("error") or next(
         (test.get("error") for test in tests if test.get("error")), None
