@@ -35,6 +35,7 @@ import test_intel as intel  # noqa: E402
 import test_pci_config_cache as selftests  # noqa: E402
 import test_pci_config_cache_guest as proofs  # noqa: E402
 import test_pci_ecam_guest as ecam  # noqa: E402
+import test_pci_ecam_migration as ecam_migration  # noqa: E402
 import test_pmu_passthrough as pmu  # noqa: E402
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
@@ -81,7 +82,8 @@ def misses_are_exact(host: Host, guest: Guest, logs: Path) -> None:
     """As the checks pci-config-cache.cacheable-… and other-reads-miss-exactly hold it."""
     with counting(host.shell) as tracer:
         place = Bench(host, guest, tracer, Unit(Subject("on", "pci-config-cache")), logs)
-        rows = {(row.name, row.context.get("pass")): row for row in lspci.passes_cf8(place)}
+        window = lspci.ecam_window(guest.shell.read("/proc/iomem"))
+        rows = {(row.name, row.context.get("pass")): row for row in lspci.passes_cf8(place, window)}
     (wanted,) = rows["lspci.uncacheable_dwords", None].values
     exits = set(rows["lspci.userspace_exits", "second"].values)
     assert exits == {wanted}, f"{exits} exits where no cache may keep {wanted} registers"
@@ -121,6 +123,8 @@ OLD_BYTE = r"^seed \d+: .* by port, .* by ECAM"
 Proof = Callable[[Host, Guest, Path], None]
 MUTANTS: dict[str, tuple[Proof, str]] = {
     "qemu-command-is-stable": (misses_are_exact, "exits where no cache may keep"),
+    "qemu-lost-function-keeps-its-ids": (misses_are_exact, "exits where no cache may keep"),
+    "qemu-power-limit-is-stable": (misses_are_exact, "exits where no cache may keep"),
     "qemu-write-forgets-nothing": (
         lambda host, guest, logs: proofs.test_random_program_sees_no_stale_register(guest),
         OLD_BYTE,
@@ -157,15 +161,26 @@ def ecam_chooses(place: ecam.Place) -> None:
         assert not wrong, f"QEMU is wrong about {wrong}"
 
 
+def ecam_leaves_the_ports(place: ecam.Place) -> None:
+    with ecam.booted(place, "mutant") as guest:
+        ecam.reads_leave_the_ports(place, guest)
+
+
 ECAM_MUTANTS: dict[str, tuple[Callable[[ecam.Place], None], str]] = {
     "qemu-ecam-renumbering-moves-nothing": (ecam_moves, r"^seed \d+: "),
     "qemu-ecam-hotplug-leaves-all-ones": (
         ecam_plugs,
         "the guest's seeing the plugged device did not happen",
     ),
+    "qemu-ecam-hint-takes-ports-for-served": (ecam_leaves_the_ports, "exits at the ports for"),
     "qemu-ecam-maps-ports-above-assigned-functions": (ecam_chooses, "^QEMU is wrong about"),
 }
 """Their proofs hold without a mutant: tests/testbed/test_pci_ecam_guest.py runs them."""
+
+
+ECAM_GUEST_MUTANTS = {"linux-ecam-hint-is-looked-at-for-ever": "looks at a hint"}
+"""Mutants of the guest's kernel, and what the proof says: tests/testbed/test_pci_ecam_migration.py
+runs it without."""
 
 
 def config_cache_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
@@ -274,6 +289,7 @@ def test_every_mutant_is_listed() -> None:
         *MUTANTS,
         *KERNEL_MUTANTS,
         *ECAM_MUTANTS,
+        *ECAM_GUEST_MUTANTS,
         *ISOLATION_MUTANTS,
         *PLACEMENT_MUTANTS,
         *PMU_MUTANTS,
@@ -301,6 +317,18 @@ def test_ecam_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, nam
     ):
         proof(place)
     print(f"{name}: {caught.value}")
+
+
+@pytest.mark.parametrize("name", sorted(ECAM_GUEST_MUTANTS))
+def test_ecam_guest_mutant_is_caught(
+    conf: Settings, cache: Cache, tmp_path: Path, name: str
+) -> None:
+    off, on = ecam_migration.configs(conf)
+    with pytest.raises(AssertionError, match=ECAM_GUEST_MUTANTS[name]) as caught:
+        ecam_migration.guest_without_its_hint_uses_the_ports(
+            conf, cache, off, mutated(on, FOLDER / f"{name}.patch"), tmp_path
+        )
+    print(f"{name}: {str(caught.value)[:600]}")
 
 
 @pytest.mark.parametrize("name", sorted(ISOLATION_MUTANTS))

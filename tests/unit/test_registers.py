@@ -38,12 +38,29 @@ def test_dump_is_read_whole() -> None:
         # MSI-X at 40, PM at 60, PCIe at 80
         (
             "0000:03:00.0",
-            HEADER0 | {0x44, 0x48, 0x60, 0x80, 0x84, 0x8C, 0x94, 0xA4, 0xAC, 0xB4},
+            HEADER0 | {0x44, 0x48, 0x60, 0x80, 0x8C, 0x94, 0xA4, 0xAC, 0xB4},
         ),
     ],
 )
 def test_registers_that_may_be_kept(address: str, expected: set[int]) -> None:
     assert cacheable(DUMP[address]) == expected
+
+
+def test_ids_tell_whether_an_assigned_function_is_there() -> None:
+    config = DUMP["0000:03:00.0"]
+    assert cacheable(config, assigned=True) == cacheable(config) - {0x00}
+
+
+@pytest.mark.parametrize(
+    ("kind", "captures"),
+    [(0, True), (1, True), (4, False), (5, True), (6, False), (7, True), (8, False), (9, False)],
+)
+def test_messages_set_the_power_limit_of_upstream_ports(kind: int, captures: bool) -> None:
+    data = bytearray(CONFIG_SIZE)
+    data[0x06], data[0x34] = 0x10, 0x40
+    data[0x40], data[0x42] = 0x10, kind << 4 | 2
+    assert (0x44 in cacheable(bytes(data))) != captures
+    assert 0x40 in cacheable(bytes(data))
 
 
 def test_self_test_makes_its_dword_live() -> None:

@@ -96,7 +96,10 @@ def _express(flags: int) -> tuple[Field, ...]:
     version, kind, slot = flags & 0xF, flags >> 4 & 0xF, bool(flags & 0x100)
     integrated = kind in (0x9, 0xA)
     port = kind in (0x4, 0x6, 0x8)
-    fields: list[Field] = [(0x00, 8, RO), (0x08, 4, LIVE)]  # Device Capabilities, Control, Status
+    # Device Capabilities, 7.5.3.3: messages set Captured Slot Power Limit, of upstream ports only
+    captures = not port and not integrated
+    fields: list[Field] = [(0x00, 4, RO), (0x04, 4, LIVE if captures else RO)]
+    fields.append((0x08, 4, LIVE))  # Device Control, Status
     if version >= 2 or not integrated:
         fields += [(0x0C, 4, RO), (0x10, 4, LIVE)]  # Link
     if version >= 2 or (port and slot):
@@ -108,11 +111,13 @@ def _express(flags: int) -> tuple[Field, ...]:
     return tuple(fields)
 
 
-def cacheable(config: bytes) -> frozenset[int]:
+def cacheable(config: bytes, *, assigned: bool = False) -> frozenset[int]:
     """The offsets of the dwords below 256 that a cache may keep, of a function's config space.
 
     ``config`` is its first 256 bytes. Registers that the specification does not define are not
-    among them. Raises ValueError for fewer bytes.
+    among them. Neither is Vendor ID of a function that is ``assigned``: hardware that is gone
+    reads as all ones (2.3.2, completion of a configuration request), and nobody tells.
+    Raises ValueError for fewer bytes.
     """
     if len(config) < CONFIG_SIZE:
         raise ValueError(f"{len(config)} bytes of config space, expected {CONFIG_SIZE}")
@@ -137,7 +142,7 @@ def cacheable(config: bytes) -> frozenset[int]:
         note(at, _capability(config, at, kind))
     return frozenset(
         at
-        for at in range(0, CONFIG_SIZE, 4)
+        for at in range(4 if assigned else 0, CONFIG_SIZE, 4)
         if all(kept.get(byte, False) for byte in range(at, at + 4))
     )
 

@@ -29,16 +29,18 @@ class _Target:
     context: Mapping[str, str]
 
 
-def _targets(bench: Bench, functions: Mapping[str, str], mapped: Collection[str]) -> list[_Target]:
+def _targets(
+    bench: Bench, functions: Mapping[str, str], mapped: Collection[str], prefers_ecam: bool
+) -> list[_Target]:
     """Registers that a cache may keep and one that it may not, of both kinds of functions.
 
     ``functions`` are the guest's, with their class; ``mapped`` those that it reads by ECAM,
-    without an exit.
+    without an exit; ``prefers_ecam`` says that it reads the others so, too.
     """
     targets = []
 
     def add(function: str, address: str, register: str, offset: int) -> None:
-        path, exits = ("cf8", 2) if offset < 0x100 else ("ecam", 1)
+        path, exits = ("ecam", 1) if prefers_ecam or offset >= 0x100 else ("cf8", 2)
         if address in mapped:
             path, exits = "ecam", 0
         targets.append(
@@ -67,14 +69,17 @@ def _targets(bench: Bench, functions: Mapping[str, str], mapped: Collection[str]
 
 
 def measure(
-    bench: Bench, functions: Mapping[str, str], mapped: Collection[str] = ()
+    bench: Bench,
+    functions: Mapping[str, str],
+    mapped: Collection[str] = (),
+    prefers_ecam: bool = False,
 ) -> list[Measurement]:
     """The rows of both metrics; what was seen between is kept in ``logs``."""
     log = bench.host.instructions
     assert log is not None
     rows, kept = [], []
     with instructions.pinned(bench.host, bench.guest):
-        for target in _targets(bench, functions, mapped):
+        for target in _targets(bench, functions, mapped, prefers_ecam):
             values = []
             for _ in range(SERIES):
                 every = instructions.series(log, bench.guest.shell, target.words)
