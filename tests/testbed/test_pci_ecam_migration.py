@@ -25,11 +25,12 @@ from test_pci_ecam_guest import (
     port_exits,
 )
 
-from nearmetal import run, series, variants
-from nearmetal.cache import Cache
-from nearmetal.guest import running_guest, waiting_guest
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import running_guest, waiting_guest
+from nearmetal.machines.lab import Lab
 from nearmetal.measure import lspci
-from nearmetal.settings import Settings
+from nearmetal.patches import series, variants
 
 pytestmark = pytest.mark.testbed
 
@@ -48,10 +49,10 @@ def configs(conf: Settings) -> tuple[variants.Config, variants.Config]:
 def guest_without_its_hint_uses_the_ports(
     conf: Settings, cache: Cache, off: variants.Config, on: variants.Config, logs: Path
 ) -> None:
-    made = run.build_all(conf, cache, [on], with_testbed=True)
-    with cache.lock("testbed"), run.host_for(conf, cache, made, on, None, logs) as host:
+    made = Lab.build(conf, cache, [on])
+    with cache.lock("testbed"), made.host(on, logs) as host:
         host.load_kvm(on.modules)
-        parts = run.guest_parts(conf, cache, made, on, host, [])
+        parts = made.guest_parts(on, host, [])
         without = dataclasses.replace(parts, extra=off.qemu_args)
         place = Place(host, parts, logs)
         with (

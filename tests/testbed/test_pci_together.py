@@ -24,12 +24,12 @@ from test_pci_ecam_guest import (
     port_exits,
 )
 
-from nearmetal import series, variants
-from nearmetal.cache import Cache
-from nearmetal.guest import Guest
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import Guest
 from nearmetal.measure import lspci
-from nearmetal.measure.registers import CONFIG_SIZE, cacheable
-from nearmetal.settings import Settings
+from nearmetal.patches import series, variants
+from nearmetal.pci.registers import CONFIG_SIZE, cacheable
 
 pytestmark = pytest.mark.testbed
 

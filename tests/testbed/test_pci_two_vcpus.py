@@ -30,11 +30,12 @@ from test_pci_config_cache_guest import (
     unplug,
 )
 
-from nearmetal import run, series, variants
-from nearmetal.cache import Cache
-from nearmetal.guest import Guest, running_guest
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.guest import Guest, running_guest
+from nearmetal.machines.lab import Lab
 from nearmetal.measure import lspci
-from nearmetal.settings import Settings
+from nearmetal.patches import series, variants
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 
@@ -55,12 +56,12 @@ def guest(
     """A guest of two vCPUs with two assigned NVMe functions and an empty root port."""
     plan = variants.configs(series.load_series(conf.repo / "patches"), ("on",))
     on = next(one for one in plan if one.series == request.param)
-    made = run.build_all(conf, cache, [on], with_testbed=True)
+    made = Lab.build(conf, cache, [on])
     logs: Path = tmp_path_factory.mktemp("logs")
-    with cache.lock("testbed"), run.host_for(conf, cache, made, on, None, logs) as host:
+    with cache.lock("testbed"), made.host(on, logs) as host:
         host.load_kvm(on.modules)
         assigned = [host.p2p["peer"], host.p2p["disk"]]
-        parts = run.guest_parts(conf, cache, made, on, host, assigned)
+        parts = made.guest_parts(on, host, assigned)
         parts = dataclasses.replace(parts, cpus=2, extra=(*parts.extra, *PORT, *PF))
         with host.vfio(assigned), running_guest(host, parts, logs=logs, label="two") as machine:
             prepare(machine)
