@@ -18,6 +18,7 @@ from .images import (
     probes,
 )
 from .linux import Kernel, kernel
+from .own import kernel_of_build, kernel_of_tree, qemu_of_build, qemu_of_tree
 from .recipe import BuildFailed, ccache, first_errors
 from .selftests import iommufd_selftests, kvm_selftests, vfio_selftests
 
@@ -39,11 +40,15 @@ __all__ = [
     "initramfs",
     "iommufd_selftests",
     "kernel",
+    "kernel_of_build",
+    "kernel_of_tree",
     "keys",
     "kvm_selftests",
     "ovmf",
     "probes",
     "qemu",
+    "qemu_of_build",
+    "qemu_of_tree",
     "qemu_python",
     "vfio_selftests",
 ]

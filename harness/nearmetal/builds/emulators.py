@@ -37,6 +37,11 @@ QEMU_CONFIGURE = (
 )
 """One configuration for the emulator and for the host's QEMU: unpatched they are one build."""
 
+OPTION_ROMS = ("kvmvapic.bin", "linuxboot_dma.bin", "multiboot_dma.bin")
+BIOSES = ("bios-256k.bin", "bios.bin")
+SEABIOS = Path("/usr/share/seabios")
+"""Where Debian's package has the BIOS that QEMU's tree from Debian lacks."""
+
 QEMU_PYTHON = ("meson>=1.5,<2", "ninja", "pycotap>=1.1", "setuptools")
 
 
@@ -86,10 +91,10 @@ def qemu(settings: Settings, cache: Cache, source: Source, *, patches: Sequence[
             proc.run(["strip", "--strip-debug", work / "qemu-system-x86_64"], deadline_s=60)
             firmware = work / "firmware"
             firmware.mkdir()
-            for name in ("kvmvapic.bin", "linuxboot_dma.bin", "multiboot_dma.bin"):
+            for name in OPTION_ROMS:
                 shutil.copy(shop.out / "pc-bios" / "optionrom" / name, firmware / name)
-            for name in ("bios-256k.bin", "bios.bin"):
-                shutil.copy(Path("/usr/share/seabios") / name, firmware / name)
+            for name in BIOSES:
+                shutil.copy(SEABIOS / name, firmware / name)
         return {"sha256": sha256_file(work / "qemu-system-x86_64")}
 
     ingredients = {
@@ -97,7 +102,7 @@ def qemu(settings: Settings, cache: Cache, source: Source, *, patches: Sequence[
         "patches": recipe.digests(patches),
         "configure": QEMU_CONFIGURE,
         "compiler": recipe.compiler(),
-        "seabios": sha256_file(Path("/usr/share/seabios/bios-256k.bin")),
+        "seabios": sha256_file(SEABIOS / "bios-256k.bin"),
         "recipe": 1,
     }
     done = cache.make("qemu", ingredients, build, what=recipe.label(what, patches))
@@ -111,6 +116,12 @@ def qemu(settings: Settings, cache: Cache, source: Source, *, patches: Sequence[
 
 
 def _build_qemu(settings: Settings, python: Path, shop: recipe.Workshop) -> None:
+    configure_qemu(python, shop)
+    make_qemu(settings, python, shop)
+
+
+def configure_qemu(python: Path, shop: recipe.Workshop) -> None:
+    """Configure QEMU as all of ours are (``QEMU_CONFIGURE``)."""
     env = {"PATH": f"{python.parent}:{os.environ['PATH']}"}
     configure: list[str | Path] = [
         shop.src / "configure",
@@ -119,6 +130,11 @@ def _build_qemu(settings: Settings, python: Path, shop: recipe.Workshop) -> None
         *QEMU_CONFIGURE,
     ]
     shop.run(configure, deadline_s=900, cwd=shop.out, env=env)
+
+
+def make_qemu(settings: Settings, python: Path, shop: recipe.Workshop) -> None:
+    """Build what is not up to date of the program and its option ROMs."""
+    env = {"PATH": f"{python.parent}:{os.environ['PATH']}"}
     ninja = ["ninja", f"-j{settings.jobs}", "qemu-system-x86_64"]
     shop.run(ninja, deadline_s=recipe.BUILD_DEADLINE_S, cwd=shop.out, env=env)
     roms = ["make", "-s", "-C", "pc-bios/optionrom", "all"]

@@ -108,6 +108,9 @@ def probes(settings: Settings, cache: Cache) -> Stored:
     return cache.make("probes", ingredients, build, what="building the probes")
 
 
+HOST_PUBLIC = "ssh_host_ed25519_key.pub"
+
+
 @dataclass(frozen=True)
 class Keys:
     """The SSH keys of the cache: one to log in with, one that the machines show."""
@@ -162,6 +165,8 @@ def initramfs(settings: Settings, cache: Cache, kernel_: Kernel, role: str, modu
         (overlay / "root" / ".ssh" / "authorized_keys").write_text(public)
         (overlay / "etc" / "ssh").mkdir(parents=True, exist_ok=True)
         shutil.copy(key_pair.host, overlay / "etc" / "ssh" / "ssh_host_ed25519_key")
+        # in place of that of the image's own key
+        shutil.copy(key_pair.host.with_suffix(".pub"), overlay / "etc" / "ssh" / HOST_PUBLIC)
         if modules:
             shutil.copytree(kernel_.modules, overlay / "usr", dirs_exist_ok=True)
         names = "\n".join(str(path.relative_to(top)) for path in sorted(top.rglob("*")))
@@ -178,7 +183,7 @@ def initramfs(settings: Settings, cache: Cache, kernel_: Kernel, role: str, modu
         "busybox": sha256_file(busybox),
         "modules": kernel_.sha256 if modules else None,
         "role": role,
-        "recipe": 1,
+        "recipe": 2,
     }
     done = cache.make("initramfs", ingredients, build, what=f"packing the {role}'s initramfs")
     return done.path / "initramfs"

@@ -103,6 +103,19 @@ class Workshop:
 
 
 @contextmanager
+def telling(what: str, log: Path) -> Iterator[None]:
+    """Turn the failure of a program of a build into BuildFailed, with the compiler's error."""
+    try:
+        yield
+    except proc.CommandFailed as error:
+        raise BuildFailed(
+            f"{what} does not build: {error.message}",
+            detail=first_errors(error.output),
+            hint=f"the whole log is {log}",
+        ) from None
+
+
+@contextmanager
 def workshop(
     cache: Cache, work: Path, source: Source, patches: Sequence[Path], *, what: str
 ) -> Iterator[Workshop]:
@@ -121,14 +134,8 @@ def workshop(
             hint=f"{patch.name} does not apply; see 'nearmetal validate'",
         )
     out.mkdir()
-    try:
+    with telling(what, log):
         yield Workshop(src, out, ccache(cache, work), log)
-    except proc.CommandFailed as error:
-        raise BuildFailed(
-            f"{what} does not build: {error.message}",
-            detail=first_errors(error.output),
-            hint=f"the whole log is {log}",
-        ) from None
     shutil.rmtree(src)
     shutil.rmtree(out)
     log.unlink(missing_ok=True)

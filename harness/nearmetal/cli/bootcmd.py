@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 
@@ -18,17 +20,23 @@ from ..core.text import nearest
 from ..machines import session
 from ..machines.host import Host
 from ..machines.lab import Lab
+from ..machines.shell import Shell
 from ..patches import series, variants
 from ..runs import execute, plan
-from .common import Commands, server_of, target, variants_of
+from .common import Commands, own_builds, server_of, target, variants_of
+
+_LOOK_S = 2.0
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
     one = commands.add(
-        "boot", "boot a host with a guest on it and leave them up until Ctrl-C", command
+        "boot",
+        "boot a host with a guest on it; leave them up until Ctrl-C, or run a command in the guest",
+        command,
     )
     target(one)
+    own_builds(one)
     one.add_argument(
         "--variant", metavar="VARIANT", default="vanilla", help="which variant (default: vanilla)"
     )
@@ -39,8 +47,16 @@ def add(commands: Commands) -> None:
         " of its own, the guest is that of the last",
     )
     one.add_argument("--no-guest", action="store_true", help="only the host")
+    one.add_argument(
+        "words",
+        nargs="*",
+        metavar="COMMAND",
+        help="after '--': run this in the guest (with --no-guest: on the host), hand its output on,"
+        " end both, and exit with its status; one word is a line of sh",
+    )
 
     one = commands.add("ssh", "a shell on what 'boot' or 'run --keep' has left up", ssh)
+    one.add_argument("--host", metavar="NAME", help="which host, where several are up")
     one.add_argument("machine", choices=("host", "guest"), help="which machine")
     one.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this instead of a shell"
@@ -54,20 +70,29 @@ def command(options: argparse.Namespace, conf: Settings) -> int:
         variants.configs(every, variants_of([options.variant])), options.variant, options.series
     )
     server = server_of(options)
-    lab = Lab.build(conf, Cache(conf.cache_dir).open(), [config], server=server)
-    logs = conf.results_dir / "boot"
+    cache = Cache(conf.cache_dir).open()
+    name = server.name if server else "testbed"
+    lock = f"run-{name}" if server else name
+    # a command may wait for its turn, as a run does; who sits before a terminal is told
+    waits = bool(options.words)
+    if not waits:
+        with cache.lock(lock, wait=False):
+            pass  # told before anything is built
+    if server is not None:
+        execute.answers(server)
+    lab = Lab.build(conf, cache, [config], server=server)
+    logs = conf.results_dir / ("boot" if server is None else f"boot-{name}")
     logs.mkdir(parents=True, exist_ok=True)
-    with lab.host(config, logs) as host:
+    with cache.lock(lock, wait=waits), lab.host(config, logs) as host:
         if options.no_guest:
-            with session.noted(lab.cache, session.Session(host.shell.address, None)):
-                _wait("the host is up: 'nearmetal ssh host'; Ctrl-C ends it")
-            return Exit.OK
+            with session.noted(cache, session.Session(host.shell.address, None, name)):
+                return _use(host.shell, options.words, "the host is up: 'nearmetal ssh host'")
         with (
             execute.guest_for(lab, host, _last_setup(config, host), logs) as guest,
-            session.noted(lab.cache, session.Session(host.shell.address, guest.shell.address)),
+            session.noted(cache, session.Session(host.shell.address, guest.shell.address, name)),
         ):
-            _wait("host and guest are up: 'nearmetal ssh host' or '... guest'; Ctrl-C ends them")
-    return Exit.OK
+            text = "host and guest are up: 'nearmetal ssh host' or '... guest'"
+            return _use(guest.shell, options.words, text)
 
 
 def _last_setup(config: variants.Config, host: Host) -> plan.Work:
@@ -93,19 +118,29 @@ def _one_config(plan: Sequence[variants.Config], variant: str, name: str | None)
     return found[name]
 
 
-def _wait(text: str) -> None:
-    ui.say(text)
+def _use(shell: Shell, words: Sequence[str], text: str) -> int:
+    """Run the words, or wait for Ctrl-C. Raises MeasurementError when the machine dies."""
+    if words:
+        line = words[0] if len(words) == 1 else shlex.join(words)
+        feed = None if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer
+        return shell.stream(line, sys.stdout.buffer, sys.stderr.buffer, feed)
+    ui.say(f"{text}; Ctrl-C ends it")
     try:
         while True:
-            time.sleep(3600)
+            if shell.watch is not None:
+                shell.watch()
+            time.sleep(_LOOK_S)
     except KeyboardInterrupt:
         ui.say("ending")
+    return Exit.OK
 
 
 def ssh(options: argparse.Namespace, conf: Settings) -> int:
     """Log in to what is up."""
     cache = Cache(conf.cache_dir).open()
-    line = session.ssh_command(cache, builds.keys(cache), options.machine, options.words)
+    line = session.ssh_command(
+        cache, builds.keys(cache), options.machine, options.words, options.host
+    )
     if shutil.which("ssh") is None:
         raise UsageError(
             "the program 'ssh' is not installed", hint="apt-get install openssh-client"

@@ -13,21 +13,26 @@ from ..core.errors import Exit
 from ..core.settings import Settings
 from ..machines.lab import Lab
 from ..patches import series, variants
-from .common import Commands, variants_of
+from .common import Commands, listed, variants_of
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
     one = commands.add("build", "fetch the sources and build all that a run needs", command)
     one.add_argument(
-        "--variant", action="append", metavar="VARIANT", help="only this variant; may be repeated"
+        "--variant",
+        action="append",
+        metavar="VARIANT",
+        help="only these variants; a list with commas",
     )
 
 
 def command(options: argparse.Namespace, conf: Settings) -> int:
     """Carry it out."""
     every = series.load_series(conf.repo / "patches")
-    plan = variants.configs(every, variants_of(options.variant) or variants.available(every))
+    plan = variants.configs(
+        every, variants_of(listed(options.variant)) or variants.available(every)
+    )
     lab = Lab.build(conf, Cache(conf.cache_dir).open(), plan)
     table = Table("role", "variant", "source", "sha256")
     for record in lab.records:

@@ -20,6 +20,9 @@ from ..machines.emulators import EMULATORS
 
 Handler = Callable[[argparse.Namespace, Settings], int]
 
+_BUILDS = {"host_kernel": "linux_tree", "guest_kernel": "linux_tree", "qemu_build": "qemu_tree"}
+"""What the user may have built, and the trees that are built in its place."""
+
 TESTBEDS = tuple(EMULATORS)
 BOTH = "both"
 
@@ -57,13 +60,13 @@ def common_options(*further: str) -> Parser:
         "--linux-tree",
         type=Path,
         metavar="PATH",
-        help="build this Linux (git tree, folder or tarball) as it stands",
+        help="your Linux (git tree, folder or tarball): built as it stands, without our patches",
     )
     group.add_argument(
         "--qemu-tree",
         type=Path,
         metavar="PATH",
-        help="build this QEMU (git tree, folder or tarball) as it stands",
+        help="your QEMU (git tree, folder or tarball): built as it stands, without our patches",
     )
     group.add_argument(
         "--testbed",
@@ -115,6 +118,22 @@ def target(one: argparse.ArgumentParser) -> None:
     )
 
 
+def own_builds(one: argparse.ArgumentParser) -> None:
+    """The options that name what the user built."""
+    group = one.add_argument_group("what you built, as make left it")
+    for name, what in (
+        ("host-kernel", "the host's kernel: a build folder with bzImage and modules"),
+        ("guest-kernel", "the guest's kernel: a build folder with bzImage"),
+        ("qemu-build", "the QEMU that runs the guest: a build folder"),
+    ):
+        group.add_argument(f"--{name}", type=Path, metavar="DIR", help=what)
+
+
+def listed(values: Sequence[str] | None) -> list[str]:
+    """The words of an option that may be repeated and takes lists with commas."""
+    return [word.strip() for value in values or () for word in value.split(",")]
+
+
 def settings_of(options: argparse.Namespace) -> Settings:
     """The settings that the options make; UsageError for what cannot be."""
     repo = settings.repository()
@@ -123,17 +142,30 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
     if options.jobs < 1:
         raise UsageError("--jobs must be 1 or more")
-    for name in ("linux_tree", "qemu_tree"):
-        path = getattr(options, name)
-        if path is not None and not path.exists():
+    own: dict[str, Path | None] = {}
+    for name in ("linux_tree", "qemu_tree", *_BUILDS):
+        path = getattr(options, name, None)
+        own[name] = None if path is None else path.expanduser()
+        if path is not None and not path.expanduser().exists():
             raise UsageError(f"--{name.replace('_', '-')} {path}: there is nothing there")
+    for build, tree in _BUILDS.items():
+        if own[build] is not None and own[tree] is not None:
+            both = (f"--{name.replace('_', '-')}" for name in (build, tree))
+            raise UsageError(
+                f"{' and '.join(both)} are mutually exclusive",
+                hint="a tree is built by us, a build by you: leave one of the two out",
+            )
+    if own["host_kernel"] is not None and getattr(options, "host", None) is not None:
+        raise UsageError(
+            "--host-kernel is for the emulated host: a server runs its own kernel",
+            hint="boot the server with it, then leave the option out",
+        )
     return Settings(
         repo=repo,
         cache_dir=(options.cache_dir or settings.default_cache_dir()).expanduser().absolute(),
         results_dir=(options.results_dir or repo / "results").expanduser().absolute(),
         source_dir=source.expanduser().absolute() if source else None,
-        linux_tree=options.linux_tree,
-        qemu_tree=options.qemu_tree,
+        **own,
         jobs=options.jobs,
         testbed=TESTBEDS[0] if options.testbed in (None, BOTH) else options.testbed,
     )

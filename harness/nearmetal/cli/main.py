@@ -19,6 +19,7 @@ from . import (
     listcmd,
     reportcmd,
     runcmd,
+    suitecmd,
     treecmd,
     validatecmd,
 )
@@ -29,6 +30,7 @@ COMMANDS = (
     buildcmd,
     runcmd,
     bootcmd,
+    suitecmd,
     treecmd,
     validatecmd,
     exportcmd,

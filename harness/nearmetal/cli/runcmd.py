@@ -12,7 +12,17 @@ from ..core.model import VARIANTS
 from ..core.settings import Settings
 from ..measure import registry
 from ..runs import execute
-from .common import BOTH, TESTBEDS, Commands, common_options, server_of, target, variants_of
+from .common import (
+    BOTH,
+    TESTBEDS,
+    Commands,
+    common_options,
+    listed,
+    own_builds,
+    server_of,
+    target,
+    variants_of,
+)
 
 
 def add(commands: Commands) -> None:
@@ -21,18 +31,26 @@ def add(commands: Commands) -> None:
         "run", "build, boot, measure, check and report", command, common_options(BOTH)
     )
     target(one)
+    own_builds(one)
     one.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="TEST",
-        help=f"only this test ({', '.join(registry.tests())}); may be repeated",
+        help=f"only these tests ({', '.join(registry.tests())}); a list with commas",
     )
     one.add_argument(
         "--variant",
         action="append",
         metavar="VARIANT",
-        help=f"only this variant ({', '.join(VARIANTS)}); may be repeated",
+        help=f"only these variants ({', '.join(VARIANTS)}); a list with commas; of a kernel or QEMU"
+        " of yours vanilla alone is the default",
+    )
+    one.add_argument(
+        "--series",
+        action="append",
+        metavar="NAME",
+        help="switch on only these series (nearmetal list series); a list with commas",
     )
     one.add_argument(
         "--checks",
@@ -53,8 +71,9 @@ def command(options: argparse.Namespace, conf: Settings) -> int:
     status, _ = execute.execute(
         conf,
         execute.Options(
-            tests=tuple(options.only),
-            variants=variants_of(options.variant),
+            tests=tuple(listed(options.only)),
+            variants=variants_of(listed(options.variant)),
+            series=tuple(listed(options.series)),
             testbeds=TESTBEDS if options.testbed == BOTH else (),
             server=server_of(options),
             checks=tuple(options.checks or ()),

@@ -4,8 +4,10 @@
 Layout below the cache directory::
 
     store/<kind>/<key>/     one complete thing; meta.json says what it is
+    own/<name>/             build folders of the user's trees, kept so that make is incremental
     tmp/                    work in progress; swept when nobody holds its lock
     locks/                  one file a lock
+    sessions/               machines that are up
     ccache/  venv/          the compiler's cache, build tools from PyPI
 
 A thing is made in tmp/ and renamed into store/ when it is whole, so a killed build
@@ -19,6 +21,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ui
-from .errors import EnvironmentBroken
+from .errors import EnvironmentBroken, UsageError
 
 _LOCK_DEADLINE_S = 3 * 3600.0
 
@@ -95,10 +98,11 @@ class Cache:
         return self
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str, *, wait: bool = True) -> Iterator[None]:
         """Hold the named lock; tells when it has to wait and for whom.
 
-        Raises RuntimeError where this process has it already, and would wait for itself.
+        Without ``wait`` UsageError says who has it. Raises RuntimeError where this process has it
+        already, and would wait for itself.
         """
         path = self.root / "locks" / name.replace("/", "_")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,12 +114,17 @@ class Cache:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
+                    if path in _HELD:
+                        raise RuntimeError(f"this process holds '{name}' already") from None
+                    stream.seek(0)
+                    holder = stream.read().strip()
+                    if not wait:
+                        raise UsageError(
+                            f"'{name}' is in use by {process(holder)}",
+                            hint="wait for it or end it, then try again",
+                        ) from None
                     if not told:
-                        stream.seek(0)
-                        holder = stream.read().strip()
-                        if path in _HELD:
-                            raise RuntimeError(f"this process holds '{name}' already") from None
-                        ui.say(f"    waiting for process {holder}, which does {name}")
+                        ui.say(f"    waiting for {process(holder)}, which has '{name}'")
                         told = True
                     if time.monotonic() > deadline:
                         raise EnvironmentBroken(
@@ -203,6 +212,20 @@ class Cache:
             for meta in (self.root / "store").glob("*/*/meta.json")
         ]
         return sorted(found, key=lambda entry: entry.path.stat().st_mtime)
+
+
+def process(pid: str) -> str:
+    """A process in words, with the arguments of ``nearmetal`` if it is one: procfs' cmdline."""
+    try:
+        words = Path(f"/proc/{int(pid)}/cmdline").read_text(errors="replace").split("\0")[:-1]
+    except (OSError, ValueError):
+        return f"process {pid}" if pid else "another process"
+    for number, word in enumerate(words):
+        if Path(word).name == "nearmetal":
+            words = ["nearmetal", *words[number + 1 :]]
+            break
+    text = shlex.join(words)
+    return f"process {pid} ({text if len(text) <= 80 else text[:77] + '...'})"
 
 
 def remove(path: Path) -> None:

@@ -35,7 +35,8 @@ class Settings:
 
     ``source_dir`` holds copies of source archives that are used before any download;
     ``linux_tree`` and ``qemu_tree`` are a git tree, a folder or a tarball of the user's,
-    built as they stand. ``jobs`` is the number of processes a build may use.
+    built as they stand. ``host_kernel``, ``guest_kernel`` and ``qemu_build`` are folders in which
+    the user has built. ``jobs`` is the number of processes a build may use.
     """
 
     repo: Path
@@ -44,5 +45,14 @@ class Settings:
     source_dir: Path | None = None
     linux_tree: Path | None = None
     qemu_tree: Path | None = None
+    host_kernel: Path | None = None
+    guest_kernel: Path | None = None
+    qemu_build: Path | None = None
     jobs: int = 2
     testbed: str = "amd"
+
+    @property
+    def has_own(self) -> bool:
+        """Whether a kernel or QEMU of the user's is measured, as it stands: without our patches."""
+        own = (self.linux_tree, self.qemu_tree, self.host_kernel, self.guest_kernel)
+        return any(one is not None for one in (*own, self.qemu_build))

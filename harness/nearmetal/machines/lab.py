@@ -9,11 +9,13 @@ Runs, commands and tests use it and nothing below it::
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -37,10 +39,50 @@ Role = Literal["host-kernel", "guest-kernel", "host-qemu", "emulator", "image"]
 
 
 @dataclass(frozen=True)
+class Own:
+    """What is the user's, in place of what we would build: the same in every variant."""
+
+    host_kernel: Kernel | None = None
+    guest_kernel: Kernel | None = None
+    qemu: Qemu | None = None
+    sources: Mapping[Role, str] = field(default_factory=dict)
+    """What each was built from."""
+
+    @classmethod
+    def build(cls, settings: Settings, cache: Cache, image: Image) -> Own:
+        """Build the user's trees, and take what the user built. Raises UsageError, BuildFailed."""
+        sources: dict[Role, str] = {}
+        kernels: dict[Role, Kernel] = {}
+        roles: tuple[tuple[Role, Literal["host", "guest"], Path | None], ...] = (
+            ("host-kernel", "host", settings.host_kernel),
+            ("guest-kernel", "guest", settings.guest_kernel),
+        )
+        for role, short, folder in roles:
+            if folder is not None:
+                kernels[role], sources[role] = builds.kernel_of_build(
+                    settings, cache, folder, short
+                )
+        tree = settings.linux_tree
+        if tree is not None and tree.is_dir():
+            kernel, origin = builds.kernel_of_tree(settings, cache, tree)
+            for role, _, _ in roles:
+                kernels[role], sources[role] = kernel, origin
+        qemu = None
+        if settings.qemu_build is not None:
+            qemu, sources["host-qemu"] = builds.qemu_of_build(cache, settings.qemu_build, image)
+        elif settings.qemu_tree is not None and settings.qemu_tree.is_dir():
+            qemu, sources["host-qemu"] = builds.qemu_of_tree(
+                settings, cache, settings.qemu_tree, image
+            )
+        return cls(kernels.get("host-kernel"), kernels.get("guest-kernel"), qemu, sources)
+
+
+@dataclass(frozen=True)
 class Lab:
     """All builds of a plan. ``emulator`` is None where the host is ``server``.
 
-    ``kernels`` and ``qemus`` are by their patches; ``fresh`` says whether any was built just now.
+    ``kernels`` and ``qemus`` are by their patches; ``own`` goes before them (``host_kernel``,
+    ``guest_kernel``, ``qemu``). ``fresh`` says whether any was built just now.
     """
 
     settings: Settings
@@ -52,6 +94,7 @@ class Lab:
     records: tuple[Build, ...]
     fresh: bool
     server: Server | None = None
+    own: Own = Own()
 
     @classmethod
     def build(
@@ -64,10 +107,12 @@ class Lab:
     ) -> Lab:
         """Everything that the variants need, from the cache or built now. Raises BuildFailed."""
         note = _Records(settings)
-        linux, qemu = (obtain(settings, cache, name) for name in ("linux", "qemu"))
         image = builds.image(settings, cache)
+        # what the user gives goes first: a mistake in it is told before anything is built for long
+        own = Own.build(settings, cache, image)
         note.add("image", None, "guest-images/debian.yaml", image.sha256, fresh=image.fresh)
         emulator = None if server is not None else _emulator(settings, cache, note)
+        given = {"host-kernel": own.host_kernel, "guest-kernel": own.guest_kernel}
         kernels: dict[tuple[Path, ...], Kernel] = {}
         qemus: dict[tuple[Path, ...], Qemu] = {}
         for config in plan:
@@ -75,12 +120,21 @@ class Lab:
             if emulator is not None:
                 roles.insert(0, ("host-kernel", config.linux_patches))
             for role, patches in roles:
+                if (users := given[role]) is not None:
+                    note.add(role, config, own.sources[role], users.sha256, fresh=users.fresh)
+                    continue
+                linux = obtain(settings, cache, "linux")
                 kernel = builds.kernel(settings, cache, linux, patches=patches)
                 fresh = kernel.fresh and patches not in kernels
                 kernels[patches] = kernel
                 names = config.applied if patches else ()
                 note.add(role, config, linux, kernel.sha256, names, fresh=fresh)
+            if own.qemu is not None:
+                source = own.sources["host-qemu"]
+                note.add("host-qemu", config, source, own.qemu.sha256, fresh=own.qemu.fresh)
+                continue
             patches = config.qemu_patches
+            qemu = obtain(settings, cache, "qemu")
             inner = builds.qemu(settings, cache, qemu, patches=patches)
             fresh = inner.fresh and patches not in qemus
             qemus[patches] = inner
@@ -96,7 +150,20 @@ class Lab:
             tuple(dict.fromkeys(note.records)),
             note.fresh,
             server,
+            own,
         )
+
+    def host_kernel(self, config: Config) -> Kernel:
+        """The kernel of the emulated host of a variant."""
+        return self.own.host_kernel or self.kernels[config.linux_patches]
+
+    def guest_kernel(self, config: Config) -> Kernel:
+        """The kernel of a variant's guests."""
+        return self.own.guest_kernel or self.kernels[config.guest_patches]
+
+    def qemu(self, config: Config) -> Qemu:
+        """The QEMU that runs a variant's guests."""
+        return self.own.qemu or self.qemus[config.qemu_patches]
 
     @contextmanager
     def host(
@@ -124,7 +191,7 @@ class Lab:
                     host.shell.close()
             return
         assert self.emulator is not None
-        kernel = self.kernels[config.linux_patches]
+        kernel = self.host_kernel(config)
         parts = EMULATORS[self.settings.testbed].machine(
             Wanted(
                 made=self.emulator,
@@ -140,6 +207,7 @@ class Lab:
             )
         )
         scratch = self.cache.root / "tmp" / f"testbed-{os.getpid()}"
+        _sweep(scratch.parent)
         with running_host(parts, logs=logs, scratch=scratch) as (host, machine, retries):
             host.boot_retries = retries
             _check_modules(host, kernel)
@@ -154,7 +222,7 @@ class Lab:
 
         Raises UsageError where the host has no function that the variant is about.
         """
-        kernel = self.kernels[config.guest_patches]
+        kernel = self.guest_kernel(config)
         words = list(config.qemu_args)
         for name in config.functions:
             if name not in host.functions:
@@ -164,7 +232,7 @@ class Lab:
                 )
             words = [word.replace(f"{{{name}}}", host.functions[name]) for word in words]
         return GuestParts(
-            qemu=self.qemus[config.qemu_patches],
+            qemu=self.qemu(config),
             kernel=kernel,
             initramfs=self._initramfs(kernel, "guest"),
             image=self.image,
@@ -207,11 +275,19 @@ class Lab:
     def _for_guests(self) -> tuple[Path, ...]:
         """The files and folders that QEMU needs on the host for the guests of all variants."""
         things: list[Path] = []
-        for qemu in self.qemus.values():
+        own = self.own
+        for qemu in (*self.qemus.values(), *([own.qemu] if own.qemu else [])):
             things += [qemu.program, qemu.firmware]
-        for kernel in self.kernels.values():
+        for kernel in (*self.kernels.values(), *([own.guest_kernel] if own.guest_kernel else [])):
             things += [kernel.image, self._initramfs(kernel, "guest")]
         return tuple(dict.fromkeys(things))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the scratch folders of hosts whose process was killed."""
+    for path in folder.glob("testbed-*"):
+        if not (Path("/proc") / path.name.removeprefix("testbed-")).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class _Records:
@@ -248,6 +324,8 @@ class _Records:
 def _emulator(settings: Settings, cache: Cache, note: _Records) -> Made:
     """The emulator of the settings' testbed, with the patches of its tree."""
     kind = EMULATORS[settings.testbed]
+    # the emulator is of the harness: it stays what it is whatever QEMU runs in the host
+    settings = dataclasses.replace(settings, qemu_tree=None)
     every = [one for one in series.load_series(settings.repo / "patches") if not one.draft]
     ours = series.of_tree(every, kind.tree)
     made = kind.build(settings, cache, tuple(path for one in ours for path in one.patches()))

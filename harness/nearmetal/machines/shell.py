@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shlex
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import paramiko
 
@@ -152,6 +155,49 @@ class Shell:
             )
         return result
 
+    def stream(
+        self, command: str, out: BinaryIO, err: BinaryIO, feed: BinaryIO | None = None
+    ) -> int:
+        """Run a command to its end, however long it takes, and return its exit status.
+
+        What it prints is handed on as it comes; ``feed`` is its standard input. MeasurementError
+        when the machine dies or the connection breaks.
+        """
+        channel = self._open(command)
+        if feed is None:
+            channel.shutdown_write()
+        else:
+            threading.Thread(target=_feed, args=(feed, channel), daemon=True, name="feed").start()
+        look = time.monotonic() + _WATCH_S
+        try:
+            while True:
+                moved = False
+                for ready, receive, sink in (
+                    (channel.recv_ready, channel.recv, out),
+                    (channel.recv_stderr_ready, channel.recv_stderr, err),
+                ):
+                    while ready():
+                        sink.write(receive(1 << 16))
+                        sink.flush()
+                        moved = True
+                ended = channel.exit_status_ready() and channel.eof_received
+                if (ended or channel.closed) and not moved:
+                    break
+                if self.watch is not None and time.monotonic() > look:
+                    self.watch()
+                    look = time.monotonic() + _WATCH_S
+                if not moved:
+                    time.sleep(_POLL_S)
+            if channel.exit_status_ready() and (status := channel.recv_exit_status()) >= 0:
+                return status
+        finally:
+            channel.close()
+        if self.watch is not None:
+            self.watch()
+        raise MeasurementError(
+            f"{self.name}: the connection broke in '{_short(command)}'", detail=self._last_words()
+        )
+
     def start(self, command: str) -> Running:
         """Start a command that goes on by itself."""
         return Running(self._open(command), command)
@@ -190,6 +236,14 @@ class Shell:
         self._client.close()
 
 
+def _feed(feed: BinaryIO, channel: paramiko.Channel) -> None:
+    """Hand a stream on to a channel's command, to its end."""
+    with contextlib.suppress(OSError, ValueError):
+        while data := feed.read1(1 << 16) if hasattr(feed, "read1") else feed.read(1 << 16):
+            channel.sendall(data)
+        channel.shutdown_write()
+
+
 def _short(command: str) -> str:
     text = " ".join(command.split())
     return text if len(text) <= 100 else text[:97] + "..."
@@ -202,10 +256,12 @@ def connect(
     deadline_s: float,
     through: Shell | None = None,
     alive: Callable[[], None] | None = None,
+    refused_ends: bool = False,
 ) -> Shell:
     """Log in, trying again until the deadline; ``through``: over a connection to its host.
 
-    ``alive`` is asked between tries and raises when there is no use in waiting. Raises
+    ``alive`` is asked between tries and raises when there is no use in waiting; with
+    ``refused_ends`` there is none once the machine refuses the connection. Raises
     UsageError for a wrong key or user, EnvironmentBroken where nothing answers.
     """
     end = time.monotonic() + deadline_s
@@ -273,12 +329,24 @@ def connect(
         except (OSError, EOFError) as error:
             client.close()
             last = str(error) or type(error).__name__
+            if refused_ends and _refused(error):
+                raise EnvironmentBroken(
+                    f"{name}: {address} refuses the connection",
+                    hint="does sshd run there, and at this port?",
+                ) from None
         if time.monotonic() > end:
             raise EnvironmentBroken(
                 f"{name}: no SSH at {address} within {deadline_s:.0f} s ({last})",
                 hint="is the machine up, and does a firewall let us through?",
             )
         time.sleep(0.5)
+
+
+def _refused(error: Exception) -> bool:
+    """Whether nobody listens at any address of a machine."""
+    if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
+        return all(isinstance(one, ConnectionRefusedError) for one in error.errors.values())
+    return isinstance(error, ConnectionRefusedError)
 
 
 def _decoded(data: str) -> bytes:

@@ -31,6 +31,7 @@ from ..core.model import (
     Variant,
 )
 from ..core.settings import Settings
+from ..core.text import nearest
 from ..judging import judge
 from ..judging.load import Check, load_checks
 from ..machines import session
@@ -39,22 +40,31 @@ from ..machines.guest import Guest
 from ..machines.host import Host
 from ..machines.inventory import Server
 from ..machines.lab import Lab
+from ..machines.shell import connect
 from ..measure.api import Setup
 from ..measure.bench import Bench
-from ..patches.series import load_series
+from ..patches.series import Series, load_series
 from ..patches.variants import Config, available, configs, names_of
 from ..probes.tracing import counting
 from ..report import document, tables
 from . import plan as plans
 from .plan import Work
 
+ANSWER_DEADLINE_S = 15.0
+"""For a server's first login, before anything is built."""
+
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is asked for; empty ``tests`` and ``variants`` mean all."""
+    """What a run is asked for; empty ``tests``, ``variants`` and ``series`` mean all.
+
+    Of a kernel or QEMU of the user's no ``variants`` mean vanilla.
+    """
 
     tests: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = ()
+    series: tuple[str, ...] = ()
+    """Those that ``on`` is measured of."""
     testbeds: tuple[str, ...] = ()
     """The emulated hosts, one after another; none means that of the settings."""
     server: Server | None = None
@@ -99,12 +109,14 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
     """
     begun = time.time()
     every = load_series(settings.repo / "patches", known=plans.known())
-    wanted = configs(every, options.variants or available(every))
+    wanted = chosen(settings, every, options.variants, options.series)
     shares = _shares(settings, options, wanted)
     # checks that come with tests may be of series that these patches lack; a user's are not
     names = names_of(every) if options.checks else None
     rules = load_checks(options.checks or None, series=names)
     cache = Cache(settings.cache_dir).open()
+    if options.server is not None:
+        answers(options.server)
     run_id = time.strftime("%Y%m%d-%H%M%S", time.gmtime(begun)) + f"-{os.getpid()}"
     folder = settings.results_dir / run_id
     with _folder(folder) as logs:
@@ -144,6 +156,45 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
     ui.console.print(tables.render_terminal(whole))
     ui.say(f"report: {folder / document.HTML_NAME}")
     return judge.exit_status(results), folder
+
+
+def chosen(
+    settings: Settings,
+    every: Sequence[Series],
+    wanted: Sequence[Variant],
+    names: Sequence[str] = (),
+) -> tuple[Config, ...]:
+    """The variants that are asked for, ``on`` of the series that are named. Raises UsageError."""
+    default = available(every)
+    if settings.has_own:
+        default = ("vanilla", "on") if names else ("vanilla",)
+    found = configs(every, wanted or default)
+    if not names:
+        return found
+    if wanted and "on" not in wanted:
+        raise UsageError(
+            f"--series says what is on, and nothing is in {' and '.join(wanted)}",
+            hint="add --variant on, or leave --series out",
+        )
+    known = [one.series for one in found if one.series is not None]
+    for name in names:
+        if name in known:
+            continue
+        if any(one.name == name and one.draft for one in every):
+            raise UsageError(
+                f"the series '{name}' is a draft, which is not yet built into what is run",
+                hint=f"these are: {', '.join(known)}",
+            )
+        raise UsageError(f"there is no series '{name}' to switch on", hint=nearest(name, known))
+    return tuple(one for one in found if one.series is None or one.series in names)
+
+
+def answers(server: Server) -> None:
+    """Raise UsageError or EnvironmentBroken if a server does not let us in."""
+    with ui.step(f"reaching {server.name}"):
+        connect(
+            server.name, server.address, deadline_s=ANSWER_DEADLINE_S, refused_ends=True
+        ).close()
 
 
 def _shares(settings: Settings, options: Options, wanted: Sequence[Config]) -> list[Share]:
@@ -276,7 +327,7 @@ def measure_units(
                 if broke and guest is not None and not _still_up(guest):
                     raise MeasurementError(f"the guest did not survive the test {one.test.name}")
             if keep and guest is not None:
-                _hold(lab.cache, host, guest)
+                _hold(lab, host, guest)
         if first.setup.after is not None:
             first.setup.after(host)
     except MeasurementError as error:
@@ -341,8 +392,9 @@ def _still_up(guest: Guest) -> bool:
     return True
 
 
-def _hold(cache: Cache, host: Host, guest: Guest) -> None:
-    with session.noted(cache, session.Session(host.shell.address, guest.shell.address)):
+def _hold(lab: Lab, host: Host, guest: Guest) -> None:
+    name = lab.server.name if lab.server else "testbed"
+    with session.noted(lab.cache, session.Session(host.shell.address, guest.shell.address, name)):
         ui.say("    kept: 'nearmetal ssh host' or '... guest' log in; Ctrl-C goes on")
         with contextlib.suppress(KeyboardInterrupt):
             while _still_up(guest):
