@@ -5,24 +5,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import select
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 
+from nearmetal.builds import Qemu
 from nearmetal.core.cache import Cache
 from nearmetal.core.model import Build
 from nearmetal.core.settings import Settings
 from nearmetal.machines.equipment import Equipment
 from nearmetal.machines.guest import Guest, GuestParts
 from nearmetal.machines.host import Facts, Host
-from nearmetal.machines.shell import Result, Shell
+from nearmetal.machines.shell import Address, Result, Shell
 from nearmetal.patches.variants import Config
 from nearmetal.runs import execute
 from nearmetal.runs import plan as plans
 
+HERE = Address("127.0.0.1", 1)
 FACTS = Facts("7.3", "cpu", "QEMU", "q35", True, "kvm_amd", 4096)
 
 
@@ -56,12 +59,103 @@ class LocalRunning:
         self.channel.process.wait(10)
 
 
+class PipeChannel:
+    """A paramiko channel as far as ``Shell`` uses one, over pipes to a process here."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes]
+        self.closed = False
+        self.broken = False
+        """As a connection that is gone: no exit status will come."""
+
+    def exec_command(self, command: str) -> None:
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(["sh", "-c", command], stdin=pipe, stdout=pipe, stderr=pipe)
+        self._ends = {False: False, True: False}
+
+    def _pipe(self, error: bool) -> Any:
+        return self.process.stderr if error else self.process.stdout
+
+    def _ready(self, error: bool) -> bool:
+        if self._ends[error] or not select.select([self._pipe(error)], [], [], 0)[0]:
+            return False
+        if self._pipe(error).peek(1):
+            return True
+        self._ends[error] = True
+        return False
+
+    def recv_ready(self) -> bool:
+        return self._ready(False)
+
+    def recv_stderr_ready(self) -> bool:
+        return self._ready(True)
+
+    def recv(self, size: int) -> bytes:
+        return bytes(self._pipe(False).read1(size))
+
+    def recv_stderr(self, size: int) -> bytes:
+        return bytes(self._pipe(True).read1(size))
+
+    @property
+    def eof_received(self) -> bool:
+        return all(self._ends.values())
+
+    def exit_status_ready(self) -> bool:
+        return not self.broken and self.process.poll() is not None
+
+    def recv_exit_status(self) -> int:
+        return self.process.returncode
+
+    def sendall(self, data: bytes) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    def shutdown_write(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+
+    def close(self) -> None:
+        self.closed = True
+        self.process.kill()
+        self.process.wait()
+
+
+class PipeClient:
+    """A paramiko client whose sessions are processes here."""
+
+    def __init__(self) -> None:
+        self.channels: list[PipeChannel] = []
+
+    def get_transport(self) -> PipeClient:
+        return self
+
+    def is_active(self) -> bool:
+        return True
+
+    def open_session(self, timeout: float) -> PipeChannel:
+        self.channels.append(PipeChannel())
+        return self.channels[-1]
+
+
+def piped(name: str) -> Shell:
+    """The real Shell, over pipes to processes here."""
+    return Shell(name, cast(Any, PipeClient()), HERE)
+
+
 class LocalShell:
     """A Shell whose machine is this one."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.address = HERE
+        self.watch: Callable[[], None] | None = None
         self.started: list[LocalRunning] = []
+
+    def stream(
+        self, command: str, out: BinaryIO, err: BinaryIO, feed: BinaryIO | None = None
+    ) -> int:
+        return piped(self.name).stream(command, out, err, feed)
 
     def run(
         self, command: str, *, deadline_s: float = 60.0, check: bool = True, **_: Any
@@ -87,6 +181,18 @@ class QuietHost(Host):
 
     def check(self) -> None:
         """Find nothing in it."""
+
+    def load_kvm(self, parameters: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        """Load nothing."""
+
+    @contextlib.contextmanager
+    def parameters(self, wanted: Mapping[str, Mapping[str, str]]) -> Iterator[None]:
+        """Set none."""
+        yield
+
+    def place(self, path: Path) -> str:
+        """Where it is."""
+        return str(path)
 
 
 def guest(host: Host, label: str = "guest") -> Guest:
@@ -115,6 +221,8 @@ class FakeLab:
     hosts_broken: list[Exception] = dataclasses.field(default_factory=list)
     """What breaks every host's boot, if anything."""
     booted: list[str] = dataclasses.field(default_factory=list)
+    programs: dict[str, Path] = dataclasses.field(default_factory=dict)
+    """Stand-ins for QEMU, by the label of the variant."""
 
     def build(
         self, settings: Settings, cache: Cache, plan: Sequence[Config], *, server: Any = None
@@ -133,6 +241,10 @@ class FakeLab:
         (logs / "host-console.log").write_text("up\n")
         found = self.equipment or plans.equipment_of(self.settings.testbed)
         yield QuietHost(cast(Shell, LocalShell("host")), FACTS, "/nowhere", equipment=found)
+
+    def qemu(self, config: Config) -> Qemu:
+        """The program that ``programs`` has for the variant."""
+        return Qemu(self.programs[config.label], Path("/nowhere"), "11.1", "ab" * 32, False)
 
     def guest_parts(self, config: Config, host: Host, assigned: Any = None) -> GuestParts:
         """Parts of nothing."""

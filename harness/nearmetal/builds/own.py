@@ -94,24 +94,29 @@ def kernel_of_tree(settings: Settings, cache: Cache, tree: Path) -> tuple[Kernel
         make = [*linux.make_line(shop), "LOCALVERSION="]
         stamp = shop.out.parent / _STAMP
         if not (out / ".config").is_file() or _read(stamp) != wanted:
+            stamp.unlink(missing_ok=True)
             fragment = shop.out.parent / "fragment"
             fragment.write_text(wanted)
             env = {"KCONFIG_ALLCONFIG": str(fragment), **linux.STAMPS}
             shop.run([*make, "allnoconfig"], deadline_s=600, env=env)
-        jobs = f"-j{settings.jobs}"
-        words = [*make, jobs, "bzImage", "modules"]
+            _check_kept(out, wanted)
+        words = [*make, f"-j{settings.jobs}", "bzImage", "modules"]
         shop.run(words, deadline_s=recipe.BUILD_DEADLINE_S, env=linux.STAMPS)
-        lost = lost_options(wanted, (out / ".config").read_text())
-        if lost:
-            stamp.unlink(missing_ok=True)
-            raise BuildFailed(
-                f"this tree's configuration drops {', '.join(lost)}",
-                hint="it lacks what the harness needs: is it older than Linux 7.3?",
-            )
+        # a changed Kconfig is read by this make, and not before
+        _check_kept(out, wanted)
         stamp.write_text(wanted)
         release = _install(shop.run, make, out, modules)
         source = origin(tree)
         return _into_store(cache, out, modules, release, source), source
+
+
+def _check_kept(out: Path, wanted: str) -> None:
+    """Raise BuildFailed with the options of ours that a tree's configuration drops."""
+    if lost := lost_options(wanted, (out / ".config").read_text()):
+        raise BuildFailed(
+            f"this tree's configuration drops {', '.join(lost)}",
+            hint="the harness needs them; is the tree older than Linux 7.3?",
+        )
 
 
 def kernel_of_build(

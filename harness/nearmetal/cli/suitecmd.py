@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import os
 import time
 from collections.abc import Mapping
@@ -75,15 +77,24 @@ def command(options: argparse.Namespace, conf: Settings) -> int:
     if server is not None:
         execute.answers(server)
     lab = Lab.build(conf, cache, wanted, server=server)
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + f"-{os.getpid()}"
-    results = conf.results_dir / f"suite-{stamp}"
-    results.mkdir(parents=True)
+    results = _folder(conf.results_dir)
     with cache.lock(f"run-{server.name}" if server else "testbed"):
         found = suites.run(lab, suite, wanted, results)
     suites.write(found, suite, results / "results.json")
     status = tell(suite, found, before)
     ui.say(f"results and logs: {results}")
     return status
+
+
+def _folder(results: Path) -> Path:
+    """A new folder for a run of a suite."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + f"-{os.getpid()}"
+    for number in itertools.count(1):
+        folder = results / (f"suite-{stamp}" + (f"-{number}" if number > 1 else ""))
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("unreachable")
 
 
 def tell(
