@@ -136,6 +136,23 @@ def test_a_change_of_our_configuration_configures_anew(
     assert calls(cache, "linux").count("configured") == 2
 
 
+def test_build_folders_are_pruned_by_their_last_use(
+    conf: Settings, cache: Cache, linux: Path
+) -> None:
+    where = ["--cache-dir", str(cache.root)]
+    builds.kernel_of_tree(conf, cache, linux)
+    (folder,) = (cache.root / "own").iterdir()
+    for path in (folder, *folder.iterdir()):
+        os.utime(path, (1e9, 1e9))
+    builds.kernel_of_tree(conf, cache, linux)
+    main(["cache", "--prune", *where])
+    assert folder.is_dir()
+    for path in (folder, *folder.iterdir()):
+        os.utime(path, (1e9, 1e9))
+    main(["cache", "--prune", *where])
+    assert not folder.exists()
+
+
 def test_a_tree_that_was_built_where_it_lies(conf: Settings, cache: Cache, linux: Path) -> None:
     (linux / ".config").touch()
     with pytest.raises(UsageError, match="was built where it lies") as caught:
@@ -254,6 +271,9 @@ def test_preferences_are_told_and_no_error(
     builds.kernel_of_build(conf, cache, built(linux, config), "guest")
     assert "figures may differ" in capsys.readouterr().err
     assert own.options(BASE, config, "host", "amd") == own.Options((), ("CONFIG_HZ_250=y",))
+    labels = CONFIG + "CONFIG_JUMP_LABEL=y\n"
+    assert own.options(BASE, labels, "host", "amd").other == ("CONFIG_JUMP_LABEL=n (is y)",)
+    assert own.options(BASE, labels, "guest", "amd") == own.Options((), ())
 
 
 def test_the_lists_of_options_name_what_the_fragment_has() -> None:

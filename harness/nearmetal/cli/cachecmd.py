@@ -39,6 +39,12 @@ def show(cache: Cache, *, prune: bool, days: float) -> int:
             with cache.lock(path.name.removesuffix(".log")):
                 freed += _size(path) if path.is_dir() else path.stat().st_size
                 remove(path)
+        for path in sorted((cache.root / "own").glob("*")):
+            # build folders of users' trees; the stamp has the time of the last use
+            if now - max(one.stat().st_mtime for one in (path, *path.glob("*"))) >= days * 86400:
+                with cache.lock(f"own-{path.name}"):
+                    freed += _size(path)
+                    remove(path)
         if days == 0:
             for name in ("ccache", "venv", "apt", "git"):
                 if (cache.root / name).is_dir():
