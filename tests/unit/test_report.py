@@ -11,6 +11,7 @@ import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -18,9 +19,18 @@ from lib import results as made
 from rich.console import Console
 
 from nearmetal.core.errors import EnvironmentBroken, UsageError
-from nearmetal.core.model import Build, CheckResult, Report, RunInfo
+from nearmetal.core.model import (
+    Build,
+    CheckResult,
+    Feature,
+    Headline,
+    Measurement,
+    Report,
+    RunInfo,
+    Variant,
+)
 from nearmetal.core.text import number
-from nearmetal.measure import registry
+from nearmetal.report.cards import cards, short
 from nearmetal.report.document import find_logs, publish, read, write, write_atomically
 from nearmetal.report.junit import junit
 from nearmetal.report.page import render_html
@@ -43,6 +53,9 @@ RUN = RunInfo(
     boot_retries=1,
 )
 PANIC = "\x1b[31mKernel panic\x1b[0m - not syncing: <bad> & \x00worse"
+VARIANTS: tuple[tuple[Variant, str | None], ...] = (
+    ("vanilla", None), ("off", None), ("on", "pci-config-cache")
+)  # fmt: skip
 REPORT = Report(
     run=RUN,
     builds=(
@@ -58,6 +71,14 @@ REPORT = Report(
             ),
             derived=True,
         ),
+        *(
+            made.row(
+                value, value, name="lspci.userspace_exits", variant=variant, series=series,
+                testbed=testbed, path="cf8", pass_="second",
+            )
+            for testbed, values in (("amd", (1664, 1664, 565)), ("intel", (288, 288, 11)))
+            for (variant, series), value in zip(VARIANTS, values, strict=True)
+        ),
         made.row(40.5, 41.25, 44.0, name="p2p.read_mib_s", testbed="amd", setup="iommu"),
     ),
     checks=(
@@ -66,6 +87,15 @@ REPORT = Report(
         CheckResult("vmexit.lost", "error", "", "some", "not measured: panic"),
         CheckResult("own", "skip", "", "some", "not on this host"),
         CheckResult("measured:vmexit:vanilla", "error", "", "x", f"the guest died\n{PANIC}"),
+    ),
+    series=(
+        Feature(
+            "pci-config-cache",
+            "Serves reads.",
+            (Headline("lspci.userspace_exits", "exits to QEMU", {"pass": "second"}),),
+            ("lspci.good", "off.not-judged-here"),
+        ),
+        Feature("pmu-passthrough", "Of which this run has nothing."),
     ),
 )  # fmt: skip
 
@@ -89,11 +119,11 @@ def test_what_is_written_is_read_back_the_same(tmp_path: Path) -> None:
 def test_the_format_is_the_designs(tmp_path: Path) -> None:
     write(REPORT, tmp_path)
     document = json.loads((tmp_path / "report.json").read_text())
-    assert list(document) == ["schema", "run", "builds", "measurements", "checks"]
+    assert list(document) == ["schema", "run", "builds", "measurements", "checks", "series"]
     assert document["schema"] == 1
     assert document["run"]["warm_s"] == 372.4
     assert "cold_s" not in document["run"]
-    assert document["measurements"][2]["median"] == 41.25
+    assert document["measurements"][-1]["median"] == 41.25
     assert document["measurements"][1]["series"] == "pci-config-cache"
     assert document["measurements"][0]["series"] is None
     assert document["builds"][1]["series"] == ["tcg-core-pmu"]
@@ -294,7 +324,7 @@ def test_a_console_with_escapes_and_zeros_stays_valid_xml() -> None:
 class Page(HTMLParser):
     """What of a page matters here: its tags in order, its ids, its references, its text."""
 
-    VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
+    VOID = frozenset({"meta", "br", "hr", "img", "link", "input", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -303,6 +333,7 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.references: list[str] = []
         self.words = ""
+        self.unfolded = ""
         self.feed(text)
         self.close()
 
@@ -326,6 +357,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words += data
+        if "details" not in self.open:
+            self.unfolded += data
 
 
 @pytest.fixture(scope="module")
@@ -361,8 +394,9 @@ def test_the_page_begins_with_the_verdict_and_shows_what_failed_first(html: str)
             "vmexit.lost",
             "Kernel panic - not syncing: <bad> & worse",
             "p2p.data-intact",
-            "not on this host",
+            "1664 → 565",
             "lspci.good",
+            "not on this host",
             "41.25 MiB/s",
             "ab" * 32,
             "guest 1.log",
@@ -387,13 +421,129 @@ def test_a_page_of_an_empty_run_says_so() -> None:
         assert text in words
 
 
-def test_a_plot_has_units_provenance_values_and_the_pages_colours() -> None:
-    (plot,) = registry.tests()["p2p"].plots
-    svg = draw(plot, REPORT.measurements)
+def test_a_series_has_a_card_with_its_purpose_headline_and_checks(html: str) -> None:
+    words = " ".join(Page(html).words.split())
+    places = [
+        words.index(text)
+        for text in (
+            "The series",
+            "pci-config-cache",
+            "Serves reads.",
+            "1664 → 565",
+            "exits to QEMU (testbed amd)",
+            "288 → 11 exits to QEMU (testbed intel)",
+            "Its checks: 1 passed",
+            "Details",
+        )
+    ]
+    assert places == sorted(places)
+    assert "pmu-passthrough" not in words  # nothing of it was measured
+
+
+def test_all_else_is_folded(html: str) -> None:
+    assert "<details open" not in html
+    unfolded = " ".join(Page(html).unfolded.split())
+    assert "1664 → 565" in unfolded
+    assert "the guest died" in unfolded
+    for text in ("lspci.userspace_exits", "lspci.good", "host.log", "ab" * 32, "They never prove"):
+        assert text not in unfolded
+
+
+def test_a_plot_has_a_bar_a_variant_with_its_value_in_the_pages_colours() -> None:
+    (card,) = cards(REPORT)
+    svg = draw(card.figures[0])
     assert svg.startswith("<svg")
-    for text in ("MiB/s", "emulated", ">41.25<", 'role="img"', "currentColor"):
+    for text in (">vanilla<", ">off<", ">on<", ">1664<", ">565<", 'role="img"', "currentColor"):
         assert text in svg
-    assert draw(plot, REPORT.measurements[:1]) == ""
+    assert svg.count("<rect") == 3
+    assert "vanilla 1664, off 1664, on 565" in svg  # for those who do not see it
+
+
+def headline(**sides: dict[str, str | None]) -> Headline:
+    return Headline("lspci.userspace_exits", "exits to QEMU", **sides)
+
+
+def with_headline(one: Headline, *rows: Measurement) -> Report:
+    feature = Feature("pci-config-cache", "Serves reads.", (one,))
+    return Report(RUN, (), rows, (), (feature,))
+
+
+def exits(value: float, variant: Variant = "vanilla", **more: Any) -> Measurement:
+    series = "pci-config-cache" if variant == "on" else None
+    return made.row(value, name="lspci.userspace_exits", variant=variant, series=series, **more)
+
+
+def test_a_figure_needs_rows_before_and_after_and_prefers_the_plain_setup() -> None:
+    def found(one: Headline, *rows: Measurement) -> list[tuple[float, float]]:
+        (card,) = cards(with_headline(one, *rows))
+        return [(each.before.median, each.after.median) for each in card.figures]
+
+    on = exits(2, "on")
+    assert found(headline(), exits(9), on) == [(9, 2)]
+    assert found(headline(), exits(9), exits(8, "off"), on) == [(9, 2)]
+    assert found(headline(), exits(8, "off"), on) == [(8, 2)]
+    assert found(headline(), on) == []
+    assert found(headline(), exits(math.nan), on) == []
+    assert found(headline(), exits(9), exits(7, setup="mediated"), on) == [(9, 2)]
+    assert found(headline(before={"setup": "mediated"}), exits(9), on) == []
+    assert found(headline(before={"setup": "mediated"}), exits(7, setup="mediated"), on) == [(7, 2)]
+    # two rows that nothing tells apart are no figure
+    assert found(headline(), exits(9, path="cf8"), exits(5, path="ecam"), on) == []
+    assert found(headline(rows={"path": "cf8"}), exits(9, path="cf8"), on) == []
+    after = headline(before={"path": "cf8"}, after={"path": None})
+    assert found(after, exits(9, path="cf8"), exits(5, path="ecam"), on) == [(9, 2)]
+
+
+def test_a_series_that_could_not_be_measured_has_a_card_that_says_so() -> None:
+    lost = CheckResult("measured:lspci:on-direct-pci-config-cache", "error", "", "x", "it died")
+    report = dataclasses.replace(with_headline(headline(), exits(9)), checks=(lost,))
+    (card,) = cards(report)
+    assert card.verdict == ("error", "1 could not be judged")
+    assert "This run lacks its figure" in Page(render_html(report)).words
+    assert cards(with_headline(headline(), exits(9))) == []
+
+
+def test_checks_of_both_hosts_are_in_the_card() -> None:
+    (card,) = cards(REPORT)
+    names = [check.name for check in card.checks]
+    assert names == ["lspci.good"]
+    both = (*REPORT.checks, CheckResult("lspci.good (intel)", "fail", "", "1", "no"))
+    (card,) = cards(with_checks(*both))
+    assert card.verdict == ("fail", "1 passed, 1 failed")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (1664, "exits", "1664"),
+        (16777216, "bytes", "16 MiB"),
+        (1572864, "bytes", "1.5 MiB"),
+        (4096, "bytes", "4096"),
+        (16777216, "exits", "16,777,216"),
+        (1.068, "loads/sample", "1.07"),
+        (0.04196, "loads/sample", "0.04"),
+        (0.000999, "loads/sample", "0.001"),
+        (0, "exits", "0"),
+    ],
+)
+def test_large_figures_are_short(value: float, unit: str, text: str) -> None:
+    assert short(value, unit) == text
+
+
+def test_a_report_without_series_is_still_a_report(tmp_path: Path) -> None:
+    old = dataclasses.replace(REPORT, series=())
+    write(old, tmp_path)
+    assert "series" not in json.loads((tmp_path / "report.json").read_text())
+    assert read(tmp_path) == old
+    assert "No series was switched on" in Page((tmp_path / "report.html").read_text()).words
+
+
+def test_backquoted_words_are_code_and_nothing_escapes() -> None:
+    failed = CheckResult("own", "fail", "", "1", "`a < 1` is false. <b> & `open")
+    page = render_html(with_checks(failed))
+    assert "`a &lt; 1` is false. &lt;b&gt; &amp; `open" in page
+    page = render_html(with_checks(dataclasses.replace(failed, reason="`a < 1` is false. <b>")))
+    assert "<code>a &lt; 1</code> is false. &lt;b&gt;" in page
 
 
 def test_links_are_to_all_files_but_the_reports_own(tmp_path: Path) -> None:

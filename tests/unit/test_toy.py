@@ -32,7 +32,7 @@ TOY = """
 from pathlib import Path
 
 from nearmetal.machines.equipment import ARRANGED
-from nearmetal.measure.api import Metric, Plot, Setup, Test
+from nearmetal.measure.api import Metric, Setup, Test
 
 
 def measure(bench):
@@ -49,7 +49,6 @@ TEST = Test(
     setups=(Setup("toyed", variants=("vanilla",), needs=(ARRANGED,), iommufd=True),
             Setup("asked-for", control=True)),
     functions=("toy-function",),
-    plots=(Plot("Answers of a shell", {"toy.answer": "answers"}),),
     checks=Path(__file__).with_name("toy.yaml"),
 )
 """
@@ -68,6 +67,9 @@ series:
     order: 1
     base: "11.1"
     purpose: Does nothing.
+    about: Answers by a shell, none of them wrong.
+    headlines:
+      - {metric: toy.answer, label: what a shell is asked for, after: {setup: asked-for}}
     tests: [toy]
     checks: [toy.is-42]
     enable:
@@ -112,6 +114,10 @@ def test_plan_schema_and_checks_have_it(toy: Path) -> None:
     ("old", "new", "hint"),
     [
         ("tests: [toy]", "tests: [toyy]", "'toy'"),
+        ("metric: toy.answer", "metric: toy.answr", "'toy.answer'"),
+        ("after: {setup: asked-for}", "after: {setup: askd-for}", "'asked-for'"),
+        ("after: {setup: asked-for}", "rows: {kin: plain}", "'kind'"),
+        ("after: {setup: asked-for}", "rows: {kind: plane}", "'plain'"),
         ("setups: [asked-for]", "setups: [toyed]", "asked-for"),
         ("toy-function:", "toy-functio:", "'toy-function'"),
         ("checks: [toy.is-42]", "checks: [toy.is-43]", "'toy.is-42'"),
@@ -142,7 +148,8 @@ def test_a_whole_run_of_it(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {check.name: check.status for check in found.checks}["toy.is-42"] == "pass"
     page = (folder / document.HTML_NAME).read_text()
     assert "A toy (toy)" in page
-    assert "Answers of a shell" in page
+    assert "Answers by a shell, none of them wrong." in page
+    assert "what a shell is asked for" in page
     assert lab.booted == [
         *("vanilla", "vanilla", "vanilla-toyed"),
         *("off", "on-asked-for-toy-series"),

@@ -136,6 +136,31 @@ class CheckResult:
 
 
 @dataclass(frozen=True)
+class Headline:
+    """The figure that says what a series is worth: rows of one metric, before and after it.
+
+    ``label`` are words for people. ``rows`` are selectors that all of its rows have; those of
+    vanilla and off have ``before`` beside them, those of ``on`` ``after``. None: without that key.
+    """
+
+    metric: str
+    label: str
+    rows: Mapping[str, str | None] = field(default_factory=lambda: EMPTY)
+    before: Mapping[str, str | None] = field(default_factory=lambda: EMPTY)
+    after: Mapping[str, str | None] = field(default_factory=lambda: EMPTY)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a reader of a report wants to know of a series: its purpose, headlines and checks."""
+
+    name: str
+    purpose: str
+    headlines: tuple[Headline, ...] = ()
+    checks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """When, where and by which command a run was made; times in seconds."""
 
@@ -157,3 +182,5 @@ class Report:
     builds: tuple[Build, ...]
     measurements: tuple[Measurement, ...]
     checks: tuple[CheckResult, ...]
+    series: tuple[Feature, ...] = ()
+    """The series that the run could switch on, as series.yaml described them then."""

@@ -26,6 +26,12 @@ def number(value: float | None) -> str:
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
+def minutes(seconds: float) -> str:
+    """A time for people: seconds up to two minutes, then minutes and seconds."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60} s"
+
+
 def first_line(text: str) -> str:
     """The first line of a reason; the others are a console's or a log's."""
     lines = text.splitlines()

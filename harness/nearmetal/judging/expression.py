@@ -86,6 +86,18 @@ class Reader:
             )
         return tuple(dict.fromkeys(found))
 
+    def rows(self, name: str, selectors: Mapping[str, str | None]) -> None:
+        """Refuse a metric that nothing measures, and selectors that none of its rows can have."""
+        if name not in registry.metrics():
+            raise UsageError(
+                f"{self.place}: unknown measurement '{name}'",
+                hint=nearest(name, registry.metrics()),
+            )
+        for key, value in selectors.items():
+            self._known_key(name, key)
+            if value is not None:
+                self._known_value(name, key, value)
+
     def _walk(self, node: ast.AST, found: list[Selection]) -> None:
         if isinstance(node, ast.Call):
             self._call(node, found)

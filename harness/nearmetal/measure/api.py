@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a test of the main job says of itself: metrics, set-ups, needs, plots, checks.
+"""What a test of the main job says of itself: metrics, set-ups, needs, checks.
 
 Each test is a package below ``measure`` (or of somebody else, see ``registry``) that defines
 ``TEST``. Plan, help, schemas, checks, report and page are made from these records; nothing
@@ -120,15 +120,6 @@ class Setup:
 PLAIN = Setup()
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A bar chart of measurements of one unit, side by side."""
-
-    title: str
-    bars: Mapping[str, str]
-    """The legend's words for each measurement's name."""
-
-
 def nothing_lacks(equipment: Equipment, unit: Unit) -> str | None:
     """A test that every host has what it needs for."""
     return None
@@ -159,7 +150,6 @@ class Test:
     """Whether only variants run it whose series name it."""
     functions: tuple[str, ...] = ()
     """Functions of a host, by the inventory's names, that it is about."""
-    plots: tuple[Plot, ...] = ()
     checks: Path | None = None
     """A file of checks that come with it."""
 

@@ -13,6 +13,7 @@ import jsonschema
 import yaml
 
 from ..core.errors import UsageError
+from ..core.model import Feature, Headline
 from ..core.schema import StrictLoader
 from ..core.text import nearest
 from . import requires as needs
@@ -63,6 +64,19 @@ _ENABLE = {
         },
     },
 }
+_SELECTORS = {"type": "object", "additionalProperties": {"type": ["string", "null"]}}
+_HEADLINE = {
+    "type": "object",
+    "required": ["metric", "label"],
+    "additionalProperties": False,
+    "properties": {
+        "metric": {"type": "string", "minLength": 1},
+        "label": {"type": "string", "minLength": 1},
+        "rows": _SELECTORS,
+        "before": _SELECTORS,
+        "after": _SELECTORS,
+    },
+}
 _PART = {
     "order": {"type": "integer", "minimum": 1},
     "base": {"type": "string", "pattern": r"^[0-9]+\.[0-9]+$"},
@@ -76,6 +90,8 @@ _PART = {
 """What is said of a series, that is, of the part of a feature for one tree."""
 _FEATURE = {
     "name": _NAME,
+    "about": {"type": "string", "minLength": 1},
+    "headlines": {"type": "array", "items": _HEADLINE, "maxItems": 3},
     "checks": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
     "tests": {"type": "array", "items": _NAME, "uniqueItems": True},
     "draft": {"type": "boolean"},
@@ -182,6 +198,10 @@ class Series:
     """The tests that its variant ``on`` runs; none means all."""
     draft: bool = False
     """Kept as commits and validated, but not yet built into anything that is run."""
+    about: str = ""
+    """What a user has of the feature; empty: its purpose says it."""
+    headlines: tuple[Headline, ...] = ()
+    """The figures that a report shows first of the feature."""
     requires: Mapping[str, needs.Wanted] = field(default_factory=lambda: MappingProxyType({}))
     """The series of its tree whose first patches it needs below it, and how many of them."""
 
@@ -244,6 +264,8 @@ class Known:
     """The set-ups that a series with these tests may name."""
     checks: tuple[str, ...] | None = None
     """None: not looked at."""
+    rows: Callable[[str, str, Mapping[str, str | None]], None] | None = None
+    """Refuses a place's metric and selectors that no row can have; None: not looked at."""
 
 
 def load_series(patches: Path, *, known: Known | None = None) -> tuple[Series, ...]:
@@ -321,6 +343,11 @@ def check_names(path: Path, found: Sequence[Series], known: Known) -> None:
                         f"{path}: {series.name}: together: there is no test '{name}'",
                         hint=nearest(name, known.tests),
                     )
+        for headline in series.headlines:
+            for side in (headline.before, headline.after):
+                if known.rows is not None:
+                    place = f"{path}: {series.name}: headline {headline.metric}"
+                    known.rows(place, headline.metric, {**headline.rows, **side})
         setups = known.setups(tests[series.name])
         for name in series.enable.setups:
             if name not in setups:
@@ -344,6 +371,15 @@ def find_series(series: Sequence[Series], name: str) -> Series:
             return one
     hint = nearest(name, [one.name for one in series]) if series else "series.yaml lists none yet"
     raise UsageError(f"there is no series '{name}'", hint=hint)
+
+
+def features(series: Sequence[Series]) -> tuple[Feature, ...]:
+    """What a report says of each feature that users get and that can be switched on."""
+    found: dict[str, Feature] = {}
+    for one in series:
+        if one.is_product and not one.draft and one.name not in found:
+            found[one.name] = Feature(one.name, one.about or one.purpose, one.headlines, one.checks)
+    return tuple(found.values())
 
 
 def _read(path: Path) -> Any:
@@ -452,6 +488,17 @@ def _series(entry: Mapping[str, Any], patches: Path) -> Series:
         folder=series_folder(patches, entry["tree"], entry["name"]),
         tests=tuple(entry.get("tests", ())),
         draft=entry.get("draft", False),
+        about=" ".join(entry.get("about", "").split()),
+        headlines=tuple(
+            Headline(
+                metric=one["metric"],
+                label=" ".join(one["label"].split()),
+                rows=MappingProxyType(dict(one.get("rows", {}))),
+                before=MappingProxyType(dict(one.get("before", {}))),
+                after=MappingProxyType(dict(one.get("after", {}))),
+            )
+            for one in entry.get("headlines", ())
+        ),
         requires=MappingProxyType(dict(entry.get("requires", {}))),
         together=MappingProxyType(
             {name: tuple(tests) for name, tests in entry.get("together", {}).items()}

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import EnvironmentBroken, UsageError
-from ..core.model import SUBJECT_KEYS, Build, CheckResult, Measurement, Report, RunInfo, Subject
+from ..core.model import (
+    SUBJECT_KEYS,
+    Build,
+    CheckResult,
+    Feature,
+    Headline,
+    Measurement,
+    Report,
+    RunInfo,
+    Subject,
+)
 from ..core.schema import load_schema, violation
 from .junit import junit
 from .page import render_html
@@ -196,6 +206,25 @@ def to_json(report: Report) -> dict[str, Any]:
             }
             for check in report.checks
         ],
+        **({"series": [_feature(one) for one in report.series]} if report.series else {}),
+    }
+
+
+def _feature(one: Feature) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "purpose": one.purpose,
+        "headlines": [
+            {
+                "metric": headline.metric,
+                "label": headline.label,
+                "rows": dict(headline.rows),
+                "before": dict(headline.before),
+                "after": dict(headline.after),
+            }
+            for headline in one.headlines
+        ],
+        "checks": list(one.checks),
     }
 
 
@@ -251,6 +280,15 @@ def _from_json(document: Mapping[str, Any]) -> Report:
                 reason=entry["reason"],
             )
             for entry in document["checks"]
+        ),
+        series=tuple(
+            Feature(
+                name=entry["name"],
+                purpose=entry["purpose"],
+                headlines=tuple(Headline(**headline) for headline in entry["headlines"]),
+                checks=tuple(entry["checks"]),
+            )
+            for entry in document.get("series", ())
         ),
     )
 

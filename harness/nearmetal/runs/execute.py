@@ -43,7 +43,7 @@ from ..machines.lab import Lab
 from ..machines.shell import connect
 from ..measure.api import Setup
 from ..measure.bench import Bench
-from ..patches.series import Series, load_series
+from ..patches.series import Series, features, load_series
 from ..patches.variants import Config, available, configs, names_of
 from ..probes.tracing import counting
 from ..report import document, tables
@@ -150,6 +150,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
         builds=tuple(dict.fromkeys(one for lab in labs for one in lab.records)),
         measurements=tuple(row for found in gathered for row in found.measurements),
         checks=results,
+        series=features(every),
     )
     document.write(whole, folder)
     document.publish(settings.results_dir, run_id)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ..core.errors import UsageError
 from ..core.model import Skipped, Subject
 from ..core.text import nearest
+from ..judging.expression import Reader
 from ..machines.emulators import EMULATORS
 from ..machines.equipment import Equipment
 from ..measure import registry
@@ -28,6 +29,7 @@ def known(checks: Sequence[str] | None = None) -> Known:
         functions=registry.functions(),
         setups=registry.series_setups,
         checks=None if checks is None else tuple(checks),
+        rows=lambda place, metric, selectors: Reader(place).rows(metric, selectors),
     )
 
 

@@ -18,7 +18,7 @@ from ...core.model import Measurement
 from ...machines.equipment import INSTRUCTIONS, PCIE
 from ...pci.registers import CONFIG_SIZE, cacheable, latch, parse_dump
 from ...probes.tracing import CONFIG_ADDRESS, CONFIG_DATA, Exits
-from ..api import Keys, Metric, Plot, Test
+from ..api import Keys, Metric, Test
 from ..bench import Bench
 from . import instructions
 
@@ -407,19 +407,5 @@ TEST = Test(
     METRICS,
     order=10,
     needs=(PCIE,),
-    plots=(
-        Plot(
-            "Exits of one pass over all config registers",
-            {"lspci.exits": "all config accesses", "lspci.userspace_exits": "of these, to QEMU"},
-        ),
-        Plot("Time of one 4-byte config read", {"lspci.dword_ns": "in the guest"}),
-        Plot(
-            "Host instructions of one 4-byte config read",
-            {
-                "lspci.dword_instructions": "a read",
-                "exit.kernel_pair_instructions": "two port accesses that KVM serves",
-            },
-        ),
-    ),
     checks=Path(__file__).with_name("checks.yaml"),
 )

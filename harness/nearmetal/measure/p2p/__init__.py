@@ -32,7 +32,7 @@ from ...machines.guest import Guest, GuestParts
 from ...machines.host import Host, count_iommu_faults
 from ...pci.layout import Layout, Range, around, windows
 from ...probes import routes
-from ..api import Better, Keys, Metric, Plot, Setup, Test, Unit
+from ..api import Better, Keys, Metric, Setup, Test, Unit
 from ..bench import Bench, Row
 
 RUNS = 3
@@ -385,15 +385,5 @@ TEST = Test(
     setups=SETUPS,
     needs=(PCIE,),
     lacks=lacks,
-    plots=(
-        Plot(
-            "Bandwidth between peers, beside guest RAM",
-            {
-                "p2p.read_mib_s": "read into the peer",
-                "p2p.write_mib_s": "write from the peer",
-                "p2p.host_ram_mib_s": "the same with guest RAM",
-            },
-        ),
-    ),
     checks=Path(__file__).with_name("checks.yaml"),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...core.model import Measurement
 from ...machines.equipment import ARRANGED, INSTRUCTIONS
-from ..api import Keys, Metric, Plot, Setup, Test, Unit
+from ..api import Keys, Metric, Setup, Test, Unit
 from ..bench import Bench
 from . import counters
 from .exits import pmu_exits
@@ -157,15 +157,5 @@ TEST = Test(
     METRICS,
     order=20,
     setups=(MEDIATED,),
-    plots=(
-        Plot(
-            "Exits for one sample of the monitoring agent",
-            {
-                "vmexit.agent.exits_per_sample": "all reasons",
-                "vmexit.agent.userspace_exits_per_sample": "to QEMU",
-                "vmexit.agent.pmu_exits_per_sample": "PMU",
-            },
-        ),
-    ),
     checks=Path(__file__).with_name("checks.yaml"),
 )
