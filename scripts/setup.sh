@@ -25,7 +25,7 @@ say() { echo "==> $*" >&2; }
 
 die() {
 	echo "nearmetal: $1" >&2
-	echo "  mend: $2" >&2
+	echo "  hint: $2" >&2
 	exit 3
 }
 

@@ -7,3 +7,4 @@ import os
 from pathlib import Path
 
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1] / "harness")
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent"  # the user's own configuration is none of ours

@@ -75,19 +75,19 @@ def test_doctor_shows_the_switch_of_a_host_of_an_inventory(
     """The host given by its address: its switch as the host's own registers have it."""
     peer, disk = host.p2p["peer"], host.p2p["disk"]
     inventory = in_an_inventory(host, tmp_path)
-    monkeypatch.setattr(ui.console, "width", 400)  # no cell of the table on two lines
+    monkeypatch.setattr(ui.out, "width", 400)  # no cell of the table on two lines
     saved = tmp_path / "survey"
     words = ["doctor", "--host", "by-address", "--inventory", str(inventory)]
     files = "find / -xdev -newer /tmp/before -type f; find / -xdev -newer /tmp/before -type d"
     with host.vfio([peer]):
         host.shell.run("touch /tmp/before; sleep 1")
         status = cli.main([*words, "--save-survey", str(saved)])
-        said = capfd.readouterr().err
+        said = capfd.readouterr().out
         # logs of logins aside
         written = host.shell.run(files).stdout.split()
         assert [one for one in written if not one.startswith(("/var/log", "/run"))] == []
         assert cli.main(["doctor", "--survey", str(saved)]) == 0
-        assert "owner nobody" in capfd.readouterr().err
+        assert "owner nobody" in capfd.readouterr().out
     assert status == 0
     ports = dict(
         line.split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 from typing import Any
 
@@ -13,12 +14,23 @@ from lib import results as made
 from rich.console import Console
 
 from nearmetal.core.errors import UsageError
-from nearmetal.core.model import Measurement, Report, RunInfo
-from nearmetal.report.compare import Comparison, compare, render_rich, render_text, summary
+from nearmetal.core.model import Measurement, Provenance, Report, RunInfo
+from nearmetal.report.compare import (
+    Comparison,
+    compare,
+    render_json,
+    render_rich,
+    render_text,
+    summary,
+)
 
 
 def row(*values: float, name: str = "lspci.exits", **keys: Any) -> Measurement:
     return made.row(*values, name=name, **keys)
+
+
+def speed(value: float, provenance: Provenance = "hardware") -> Measurement:
+    return row(value, name="p2p.read_mib_s", provenance=provenance)
 
 
 def report(*rows: Measurement, run: str = "run-1") -> Report:
@@ -53,8 +65,12 @@ def test_rows_match_by_name_variant_series_and_context_whatever_the_order() -> N
         (row(100), row(104), 0.05, "same"),
         (row(100), row(106), 0.05, "worse"),
         (row(0), row(1), 0.05, "worse"),
-        (row(40, name="p2p.read_mib_s"), row(50, name="p2p.read_mib_s"), 0, "better"),
-        (row(40, name="p2p.read_mib_s"), row(30, name="p2p.read_mib_s"), 0, "worse"),
+        (speed(40), speed(50), 0, "better"),
+        (speed(40), speed(30), 0, "worse"),
+        (speed(40, "emulated"), speed(30, "emulated"), 0, "no proof"),
+        (speed(40, "emulated"), speed(40, "emulated"), 0, "same"),
+        (row(0.001, 0.001), row(0.004, 0.004), 0.1, "same"),
+        (row(0.001, 0.001), row(0.02, 0.02), 0.1, "worse"),
         (row(1, name="of.a.newer.version"), row(2, name="of.a.newer.version"), 0, "differs"),
         (row(1), row(math.nan), 0, "differs"),
         (row(1), row(), 0, "differs"),
@@ -66,6 +82,33 @@ def test_a_change_is_one_beyond_the_spread_and_the_tolerance(
     (found,) = both(a, b, tolerance).rows
     assert found.verdict == verdict
     assert found.beyond_spread == (verdict != "same")
+
+
+def test_only_what_changed_is_shown_unless_all_is_asked_for() -> None:
+    found = compare(
+        report(row(1, path="cf8"), row(5, path="ecam"), speed(4, "emulated")),
+        report(row(1, path="cf8"), row(7, path="ecam"), speed(9, "emulated"), run="run-2"),
+    )
+    text = render_text(found)
+    assert "ecam" in text
+    assert "cf8" not in text
+    assert "p2p.read_mib_s" not in text
+    assert "1 worse, 1 no proof, 1 same" in text
+    every = render_text(found, every=True)
+    assert "cf8" in every
+    assert "p2p.read_mib_s" in every
+    rows = json.loads(render_json(found))["rows"]
+    assert [(one["name"], one["a"], one["b"], one["verdict"]) for one in rows] == [
+        ("lspci.exits", 5, 7, "worse")
+    ]
+    assert len(json.loads(render_json(found, every=True))["rows"]) == 3
+    same = both(row(1), row(1))
+    assert render_text(same).endswith("apart\n\n1 same\n")
+
+
+def test_json_holds_no_number_that_is_none() -> None:
+    (one,) = json.loads(render_json(both(row(1), row(math.nan))))["rows"]
+    assert one["b"] is None
 
 
 def test_rows_of_one_report_alone_are_shown_as_such() -> None:

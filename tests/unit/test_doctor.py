@@ -119,7 +119,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cell of the table on two lines."""
-    monkeypatch.setattr(ui.console, "width", 600)
+    monkeypatch.setattr(ui.out, "width", 600)
 
 
 def saved(name: str) -> str:
@@ -128,11 +128,11 @@ def saved(name: str) -> str:
 
 def test_a_saved_survey(wide: None, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--survey", saved("management-function")]) == 0
-    said = capfd.readouterr().err
+    said = capfd.readouterr().out
     assert "\n  0000:01:00.1 11f8:4028 in the switch's device" in said
     assert "the host's (driver switchtec) [not the user's]" in said
     assert cli.main(["doctor", "--survey", saved("cascade-two-guests")]) == Exit.ENVIRONMENT
-    assert "BROKEN" in capfd.readouterr().err
+    assert "BROKEN" in capfd.readouterr().out
     assert cli.main(["doctor", "--survey", saved("card-with-switch")]) == 0
 
 

@@ -23,7 +23,14 @@ from ..machines.lab import Lab
 from ..machines.shell import Shell
 from ..patches import series, variants
 from ..runs import execute, plan
-from .common import Commands, own_builds, server_of, target, variants_of
+from .common import (
+    Commands,
+    common_options,
+    own_builds,
+    server_of,
+    target,
+    variants_of,
+)
 
 _LOOK_S = 2.0
 
@@ -55,7 +62,12 @@ def add(commands: Commands) -> None:
         " end both, and exit with its status; one word is a line of sh",
     )
 
-    one = commands.add("ssh", "a shell on what 'boot' or 'run --keep' has left up", ssh)
+    one = commands.add(
+        "ssh",
+        "a shell on what 'boot' or 'run --keep' has left up",
+        ssh,
+        common_options(only=("cache_dir",)),
+    )
     one.add_argument("--host", metavar="NAME", help="which host, where several are up")
     one.add_argument("machine", choices=("host", "guest"), help="which machine")
     one.add_argument(

@@ -37,5 +37,5 @@ def command(options: argparse.Namespace, conf: Settings) -> int:
     table = Table("role", "variant", "source", "sha256")
     for record in lab.records:
         table.add_row(record.role, record.variant, record.source, record.sha256[:16])
-    ui.console.print(table)
+    ui.out.print(table)
     return Exit.OK

@@ -14,7 +14,7 @@ from ..core import ui
 from ..core.cache import Cache, remove
 from ..core.errors import Exit, UsageError
 from ..core.settings import Settings
-from .common import Commands
+from .common import Commands, common_options
 
 
 def _size(path: Path) -> int:
@@ -50,21 +50,23 @@ def show(cache: Cache, *, prune: bool, days: float) -> int:
                 if (cache.root / name).is_dir():
                     freed += _size(cache.root / name)
                     remove(cache.root / name)
-        ui.say(f"freed {freed >> 20} MiB")
+        ui.out.print(f"freed {freed >> 20} MiB", markup=False)
     table = Table("kind", "what", "MiB", "last used", title=str(cache.root))
     for entry in cache.entries():
         age = (now - entry.path.stat().st_mtime) / 86400
         what = str(entry.meta.get("what", entry.key))
         table.add_row(entry.kind, what, str(_size(entry.path) >> 20), f"{age:.1f} days ago")
-    ui.console.print(table)
+    ui.out.print(table)
     usage = shutil.disk_usage(cache.root)
-    ui.say(f"{usage.free >> 30} GiB of disk are free")
+    ui.out.print(f"{usage.free >> 30} GiB of disk are free", markup=False)
     return Exit.OK
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    one = commands.add("cache", "show and prune what is cached", command)
+    one = commands.add(
+        "cache", "show and prune what is cached", command, common_options(only=("cache_dir",))
+    )
     one.add_argument(
         "--prune",
         action="store_true",

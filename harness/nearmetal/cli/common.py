@@ -34,55 +34,81 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, hint=f"see '{self.prog} --help'")
 
 
-def common_options(*further: str) -> Parser:
-    """The options of all commands; ``further`` are words for --testbed that one of them takes."""
+ALL = ("cache_dir", "results_dir", "source_dir", "linux_tree", "qemu_tree", "testbed", "jobs")
+"""The options of commands that build and boot; others have some of them."""
+
+
+def common_options(*further: str, only: Sequence[str] = ALL) -> Parser:
+    """The options that commands share; ``further`` are words for --testbed that one of them takes.
+
+    ``only`` are those that do something for a command; the others have their defaults.
+    """
     common = Parser(add_help=False)
-    group = common.add_argument_group("where things are")
-    group.add_argument(
-        "--cache-dir",
-        type=Path,
-        metavar="DIR",
-        help="what is fetched and built (default: $NEARMETAL_CACHE or ~/.cache/nearmetal)",
+    told = common.add_mutually_exclusive_group()
+    told.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="also the commands that are run on this machine",
     )
-    group.add_argument(
-        "--results-dir",
-        type=Path,
-        metavar="DIR",
-        help="where runs are reported (default: results/ in the repository)",
+    told.add_argument(
+        "-q", "--quiet", action="store_true", help="no progress: only results, warnings and errors"
     )
-    group.add_argument(
-        "--source-dir",
-        type=Path,
-        metavar="DIR",
-        help="source archives that are used before any download (or $NEARMETAL_SOURCES)",
-    )
-    group.add_argument(
-        "--linux-tree",
-        type=Path,
-        metavar="PATH",
-        help="your Linux (git tree, folder or tarball): built as it stands, without our patches",
-    )
-    group.add_argument(
-        "--qemu-tree",
-        type=Path,
-        metavar="PATH",
-        help="your QEMU (git tree, folder or tarball): built as it stands, without our patches",
-    )
-    group.add_argument(
-        "--testbed",
-        choices=(*TESTBEDS, *further),
-        help=f"which emulated host (default: {TESTBEDS[0]})"
-        + ("; both: one after the other, in one report" if BOTH in further else ""),
-    )
-    group.add_argument(
-        "-j",
-        "--jobs",
-        type=int,
-        default=os.cpu_count() or 2,
-        metavar="N",
-        help="processes of a build (default: the CPUs there are)",
-    )
+    group = common.add_argument_group("where things are") if only else common
+    for name, keys in _options(*further).items():
+        if name in only:
+            short = ("-j",) if name == "jobs" else ()
+            group.add_argument(*short, f"--{name.replace('_', '-')}", **keys)
+        else:
+            common.set_defaults(**{name: settings.default_jobs() if name == "jobs" else None})
     return common
+
+
+def _options(*further: str) -> dict[str, dict[str, Any]]:
+    """What the shared options are, by their names."""
+    return {
+        "cache_dir": {
+            "type": Path,
+            "metavar": "DIR",
+            "help": "what is fetched and built (default: $NEARMETAL_CACHE, cache_dir of your"
+            " configuration file, or ~/.cache/nearmetal)",
+        },
+        "results_dir": {
+            "type": Path,
+            "metavar": "DIR",
+            "help": "where runs are reported (default: results/ in the repository)",
+        },
+        "source_dir": {
+            "type": Path,
+            "metavar": "DIR",
+            "help": "source archives that are used before any download (or $NEARMETAL_SOURCES)",
+        },
+        "linux_tree": {
+            "type": Path,
+            "metavar": "PATH",
+            "help": "your Linux (git tree, folder or tarball): built as it stands, without our"
+            " patches",
+        },
+        "qemu_tree": {
+            "type": Path,
+            "metavar": "PATH",
+            "help": "your QEMU (git tree, folder or tarball): built as it stands, without our"
+            " patches",
+        },
+        "testbed": {
+            "choices": (*TESTBEDS, *further),
+            "help": f"which emulated host (default: {TESTBEDS[0]})"
+            if BOTH not in further
+            else "which emulated host; both: one after the other, in one report (default: both,"
+            f" and {TESTBEDS[0]} where another option says what is measured)",
+        },
+        "jobs": {
+            "type": int,
+            "default": settings.default_jobs(),
+            "metavar": "N",
+            "help": "processes of a build (default: the CPUs there are)",
+        },
+    }
 
 
 @dataclass(frozen=True)
@@ -91,6 +117,8 @@ class Commands:
 
     sub: Any
     common: Parser
+    top: Parser
+    """The whole command line, for what is made from it."""
 
     def add(
         self, name: str, summary: str, handler: Handler, options: Parser | None = None
@@ -98,7 +126,11 @@ class Commands:
         """A command with the options of all commands, or with others in their place."""
         description = summary[0].upper() + summary[1:] + "."
         one: argparse.ArgumentParser = self.sub.add_parser(
-            name, help=summary, description=description, parents=[options or self.common]
+            name,
+            help=summary,
+            description=description,
+            parents=[options or self.common],
+            conflict_handler="resolve",  # export has a -v of its own
         )
         one.set_defaults(handler=handler)
         return one
@@ -113,8 +145,9 @@ def target(one: argparse.ArgumentParser) -> None:
         "--inventory",
         type=Path,
         metavar="FILE",
-        default=Path("inventory.yaml"),
-        help="YAML file that says how to reach hosts (default: inventory.yaml)",
+        default=settings.default_inventory(),
+        help="YAML file that says how to reach hosts (default: inventory.yaml, or inventory of your"
+        " configuration file)",
     )
 
 
@@ -163,7 +196,9 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(
         repo=repo,
         cache_dir=(options.cache_dir or settings.default_cache_dir()).expanduser().absolute(),
-        results_dir=(options.results_dir or repo / "results").expanduser().absolute(),
+        results_dir=(options.results_dir or settings.default_results_dir(repo))
+        .expanduser()
+        .absolute(),
         source_dir=source.expanduser().absolute() if source else None,
         **own,
         jobs=options.jobs,

@@ -219,13 +219,13 @@ def examine(
     if survey is not None:
         found += switches(survey)
         for line in drawing.drawing(survey):
-            ui.say(line)
-    table = Table("", "what", "", "mend", title=where)
+            ui.out.print(line, markup=False)
+    table = Table("", "what", "", "hint", title=where)
     sign = {"ok": "ok", "warn": "note", "broken": "BROKEN"}
     for one in found:
         # rules of the kernel's log are in brackets, as rich's markup is
         table.add_row(sign[one.state], *map(escape, (one.what, one.text, one.mend)))
-    ui.console.print(table)
+    ui.out.print(table)
     return Exit.ENVIRONMENT if any(one.state == "broken" for one in found) else Exit.OK
 
 

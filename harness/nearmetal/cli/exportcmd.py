@@ -11,13 +11,16 @@ from ..core.errors import Exit
 from ..core.settings import Settings
 from ..patches import series
 from ..upstream import sendcmd
-from .common import Commands
+from .common import Commands, common_options
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
     one = commands.add(
-        "export", "write a series as mails that 'git send-email' sends and b4 reads", command
+        "export",
+        "write a series as mails that 'git send-email' sends and b4 reads",
+        command,
+        common_options(only=("cache_dir", "source_dir", "linux_tree", "qemu_tree", "jobs")),
     )
     one.description = (
         "Writes the cover letter and the patches of a series as mails, with you as their author "

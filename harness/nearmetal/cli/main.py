@@ -14,6 +14,7 @@ from . import (
     bootcmd,
     buildcmd,
     cachecmd,
+    completion,
     doctor,
     exportcmd,
     listcmd,
@@ -37,6 +38,7 @@ COMMANDS = (
     reportcmd,
     listcmd,
     cachecmd,
+    completion,
 )
 """The modules of the commands, in the order of the help."""
 
@@ -47,22 +49,28 @@ def parser() -> Parser:
         prog="nearmetal",
         description="Builds the patch series, boots VMs on emulated or real hosts, measures, "
         "checks and reports.",
-        epilog="Exit status: 0 all is well; 1 a check failed; 2 wrong use; "
-        "3 the environment is broken.",
+        epilog="Results go to standard output, progress and errors to standard error. Exit status:"
+        " 0 success; 1 a check, a measurement or a validation failed; 2 wrong use; 3 a broken"
+        " environment. docs/commands.md describes your configuration file, shell completion and the"
+        " man page.",
     )
     top.add_argument("--version", action="version", version=f"nearmetal {__version__}")
     sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    commands = Commands(sub, common_options())
+    commands = Commands(sub, common_options(), top)
     for module in COMMANDS:
         module.add(commands)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The program: returns the exit status; an error is one line and its mend."""
+    """The program: returns the exit status; an error is one line and a hint."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options = parser().parse_args(argv)
+        if options.quiet or options.verbose:
+            ui.set_level(ui.QUIET if options.quiet else ui.VERBOSE)
+        else:
+            ui.set_level(ui.NORMAL)
         handler: Handler = options.handler
         return int(handler(options, settings_of(options)))
     except NearmetalError as error:

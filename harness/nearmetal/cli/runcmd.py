@@ -66,6 +66,23 @@ def add(commands: Commands) -> None:
     )
 
 
+_ANYWHERE = ("cache_dir", "results_dir", "source_dir", "jobs", "inventory", "verbose", "quiet")
+"""Options that do not say what is measured."""
+
+
+def testbed_of(options: argparse.Namespace) -> str | None:
+    """The testbed that is meant: both where no option says what to measure."""
+    if options.testbed is not None or options.host is not None:
+        name: str | None = options.testbed
+        return name
+    chosen = [
+        key
+        for key, value in vars(options).items()
+        if value not in (None, False, []) and key not in (*_ANYWHERE, "command", "handler")
+    ]
+    return None if chosen else BOTH
+
+
 def command(options: argparse.Namespace, conf: Settings) -> int:
     """Carry it out."""
     status, _ = execute.execute(
@@ -74,7 +91,7 @@ def command(options: argparse.Namespace, conf: Settings) -> int:
             tests=tuple(listed(options.only)),
             variants=variants_of(listed(options.variant)),
             series=tuple(listed(options.series)),
-            testbeds=TESTBEDS if options.testbed == BOTH else (),
+            testbeds=TESTBEDS if testbed_of(options) == BOTH else (),
             server=server_of(options),
             checks=tuple(options.checks or ()),
             keep=options.keep,

@@ -4,72 +4,99 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..core import ui
 from ..core.cache import Cache
-from ..core.errors import Exit, UsageError
+from ..core.errors import Exit
 from ..core.settings import Settings
 from ..patches import series
 from ..upstream import bases, trees
-from .common import Commands
+from .common import Commands, Parser, common_options
 
 TREE_WORDS = ("testbed", *series.TREES)
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
-    one = commands.add("tree", "the patches as git commits: check out, look, export", command)
-    one.description = (
-        "The patches as git commits: the pristine sources in one commit, then each series, headed"
-        " by an empty commit with its cover letter. Change them with git as you are used to, and"
-        " write patches/ back with 'tree export'."
+    """Add the command and its own commands."""
+    one = commands.sub.add_parser(
+        "tree",
+        help="work on the patches as git commits: check out, look, export",
+        description="The patches as git commits: the unpatched sources in one commit, then each"
+        " series, which begins with an empty commit that holds its cover letter. Change them with"
+        " git as usual, and write patches/ with 'tree export'.",
     )
-    one.add_argument(
-        "action",
-        choices=("checkout", "status", "export", "new-series"),
-        help="checkout: make the work tree; status: what an export would change; export: write"
-        " patches/ back; new-series: begin one at the tip",
+    sub = one.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    actions = Commands(sub, common_options(only=()), commands.top)
+    sources = common_options(only=("cache_dir", "source_dir", "linux_tree", "qemu_tree"))
+    _tree(actions.add("checkout", "make the work tree", checkout, sources))
+    _tree(actions.add("status", "show what an export would change", status))
+    _tree(actions.add("export", "write patches/ from the work tree", export))
+    new = actions.add("new-series", "begin a series at the tip of the work tree", new_series)
+    _tree(new)
+    new.add_argument("name", metavar="NAME", help="the name of the series, such as my-series")
+    new.add_argument(
+        "--title",
+        required=True,
+        help="the subject of its cover letter, such as 'KVM: Do something better'",
     )
+
+
+def _tree(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "tree",
         choices=TREE_WORDS,
-        help="whose patches; testbed: those of both emulators, which users do not get",
+        metavar="TREE",
+        help=f"whose patches ({', '.join(TREE_WORDS)}); testbed: those of both emulators",
     )
     one.add_argument(
         "--dir",
         type=Path,
         metavar="DIR",
-        help="the work tree (default: trees/<tree> in the repository)",
+        help="the work tree (default: trees/TREE in the repository)",
     )
-    one.add_argument("--name", help="new-series: the name of the series")
-    one.add_argument("--title", help="new-series: the subject of its cover letter")
 
 
-def command(options: argparse.Namespace, conf: Settings) -> int:
-    """Carry it out."""
-    patches = conf.repo / "patches"
-    every = series.load_series(patches)
-    cache = Cache(conf.cache_dir).open()
+def _folders(
+    options: argparse.Namespace, conf: Settings
+) -> Iterator[tuple[series.TreeName, Path, Sequence[series.Series]]]:
+    """The trees that are meant, their folders, and all series."""
+    every = series.load_series(conf.repo / "patches")
     for name in trees.trees_of(options.tree):
         if options.tree == "testbed" and not [one for one in every if one.tree == name]:
             continue
-        folder = options.dir or trees.default_folder(conf.repo, name)
-        if options.action == "checkout":
-            with ui.step(f"checking out {name}"):
-                done = bases.checkout(conf, cache, name, every, folder)
-            print(done.folder)
-        elif options.action == "status":
-            print(trees.tree_status(folder, patches))
-        elif options.action == "export":
-            for one in trees.tree_export(folder, patches, every):
-                state = "written" if one.changed else "unchanged"
-                print(f"{one.folder}: {one.patches} patches, {state}")
-        else:
-            if not options.name or not options.title:
-                raise UsageError(
-                    "new-series needs --name and --title",
-                    hint="--name my-series --title 'KVM: Do something better'",
-                )
-            print(trees.tree_new_series(folder, options.name, options.title))
+        yield name, options.dir or trees.default_folder(conf.repo, name), every
+
+
+def checkout(options: argparse.Namespace, conf: Settings) -> int:
+    """Make the work trees."""
+    cache = Cache(conf.cache_dir).open()
+    for name, folder, every in _folders(options, conf):
+        with ui.step(f"checking out {name}"):
+            done = bases.checkout(conf, cache, name, every, folder)
+        print(done.folder)
+    return Exit.OK
+
+
+def status(options: argparse.Namespace, conf: Settings) -> int:
+    """Show what an export would change."""
+    for _, folder, _ in _folders(options, conf):
+        print(trees.tree_status(folder, conf.repo / "patches"))
+    return Exit.OK
+
+
+def export(options: argparse.Namespace, conf: Settings) -> int:
+    """Write patches/."""
+    for _, folder, every in _folders(options, conf):
+        for one in trees.tree_export(folder, conf.repo / "patches", every):
+            state = "written" if one.changed else "unchanged"
+            print(f"{one.folder}: {one.patches} patches, {state}")
+    return Exit.OK
+
+
+def new_series(options: argparse.Namespace, conf: Settings) -> int:
+    """Begin a series."""
+    for _, folder, _ in _folders(options, conf):
+        print(trees.tree_new_series(folder, options.name, options.title))
     return Exit.OK

@@ -11,12 +11,17 @@ from ..core.errors import UsageError
 from ..core.settings import Settings
 from ..patches import series
 from ..upstream import bases, ontocmd
-from .common import Commands
+from .common import Commands, common_options
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    one = commands.add("validate", "hold patches to what a maintainer asks of them", command)
+    one = commands.add(
+        "validate",
+        "hold patches to what a maintainer asks of them",
+        command,
+        common_options(only=("cache_dir", "source_dir", "linux_tree", "qemu_tree", "jobs")),
+    )
     one.description = (
         "Applies each series to the sources that it is made for, alone and all stacked, runs"
         " checkpatch, looks at cover letters and documentation, and builds what each patch touches"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The errors a user may see: one line that says what is wrong, one hint that mends it."""
+"""The errors a user may see: one line that says what is wrong, one hint what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Exit(IntEnum):
 class NearmetalError(Exception):
     """An error told to the user without a traceback.
 
-    ``message`` is one line; ``hint`` says the mend; ``detail`` are lines worth
+    ``message`` is one line; ``hint`` says what to do; ``detail`` are lines worth
     seeing (a compiler's error, a console's tail); ``status`` is the exit status.
     """
 

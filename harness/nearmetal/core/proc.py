@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import ui
 from .errors import EnvironmentBroken, UsageError
 
 
@@ -90,6 +91,7 @@ def run(
         raise UsageError(
             f"the program '{words[0]}' is not installed", hint=hint or "run scripts/run"
         )
+    ui.trace(words)
     started = time.monotonic()
     sink = log.open("w", encoding="utf-8") if log else None
     try:

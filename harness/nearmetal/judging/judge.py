@@ -32,6 +32,9 @@ from ..measure import registry
 from .expression import ONE_ROW, ROWS, Selection, evaluate
 from .load import AppliesTo, Check
 
+_SHOWN = 6
+"""How many rows of another context a verdict names."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -122,7 +125,9 @@ class _Run:
         name = selection.name
         others = [row for row in self.measurements if row.name == name]
         if others:
-            have = "; ".join(sorted({_label(row) for row in others}))
+            labels = sorted({_label(row) for row in others})
+            more = f"; and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+            have = "; ".join(labels[:_SHOWN]) + more
             return _Unjudged("error", f"no row of {_asked(selection)}; there are: {have}")
         planned = self.plan.names.items()
         if any(name in names and _covers(selection, subject) for (subject, _), names in planned):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..core.model import CheckResult, Feature, Headline, Measurement, Report, Status, Variant
 from ..core.text import number
+from ..measure import registry
 from .tables import verdict
 
 
@@ -78,6 +79,30 @@ def figures(report: Report, feature: Feature) -> list[Figure]:
         if (figure := _figure(report, feature.name, headline, testbed)) is not None
     ]
     return sorted(found, key=lambda figure: testbeds.index(figure.testbed))
+
+
+def figures_of(report: Report, series: str, metric: str) -> list[Figure]:
+    """Figures of all rows that a metric has of a series' ``on``, beside the others of that context.
+
+    A set-up of ``on`` alone is compared with the plain one of the others.
+    """
+    found = []
+    for row in report.measurements:
+        if row.name != metric or row.series != series:
+            continue
+        where = dict(row.context)
+        words = " ".join(f"{key}={value}" for key, value in where.items())
+        meaning = registry.metrics()[metric].meaning
+        headline = Headline(
+            metric,
+            f"{meaning} ({words})" if words else meaning,
+            rows=where,
+            after={"setup": row.subject.setup},
+        )
+        figure = _figure(report, series, headline, row.subject.testbed)
+        if figure is not None:
+            found.append(figure)
+    return found
 
 
 def _figure(report: Report, series: str, headline: Headline, testbed: str | None) -> Figure | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,13 @@ from ..core.text import number
 from ..measure import registry
 from .tables import context_text, provenance_text
 
-Verdict = Literal["same", "better", "worse", "differs", "only in a", "only in b"]
+Verdict = Literal["same", "better", "worse", "differs", "only in a", "only in b", "no proof"]
+"""``no proof``: a time or a speed of an emulated machine, which a comparison says nothing about."""
+
+_SPEEDS = frozenset({"ns", "us", "ms", "s", "MiB/s", "GB/s", "Gb/s", "samples/s"})
+_FLOOR = 0.01
+"""A change of the median by at most this much, in a row's unit, is the noise of timers: shares of
+an exit for a sample, of a per cent, of a ratio."""
 
 _STYLE: dict[Verdict, str] = {
     "same": "",
@@ -27,6 +34,7 @@ _STYLE: dict[Verdict, str] = {
     "differs": "yellow",
     "only in a": "yellow",
     "only in b": "yellow",
+    "no proof": "dim",
 }
 
 
@@ -65,8 +73,8 @@ class Comparison:
 
     @property
     def changed(self) -> tuple[Row, ...]:
-        """The rows that are not the same in both."""
-        return tuple(row for row in self.rows if row.verdict != "same")
+        """The rows that are not the same in both, without those that prove nothing."""
+        return tuple(row for row in self.rows if row.verdict not in ("same", "no proof"))
 
 
 _Key = tuple[str, str, str | None, tuple[tuple[str, str], ...]]
@@ -140,7 +148,7 @@ def _beyond(a: Measurement, b: Measurement, tolerance: float) -> bool:
     if not all(row.values and all(map(math.isfinite, row.values)) for row in (a, b)):
         return True
     apart = max(a.values) < min(b.values) or max(b.values) < min(a.values)
-    return apart and abs(b.median - a.median) > tolerance * abs(a.median)
+    return apart and abs(b.median - a.median) > max(tolerance * abs(a.median), _FLOOR)
 
 
 def _verdict(a: Measurement | None, b: Measurement | None, beyond: bool) -> Verdict:
@@ -150,6 +158,8 @@ def _verdict(a: Measurement | None, b: Measurement | None, beyond: bool) -> Verd
         return "only in a"
     if not beyond:
         return "same"
+    if a.unit in _SPEEDS and "emulated" in (a.provenance, b.provenance):
+        return "no proof"
     entry = registry.metrics().get(a.name)
     higher = (b.median if b.values else math.nan) - (a.median if a.values else math.nan)
     if entry is None or entry.better == "equal" or not math.isfinite(higher):
@@ -162,13 +172,42 @@ def _verdict(a: Measurement | None, b: Measurement | None, beyond: bool) -> Verd
 
 def summary(comparison: Comparison) -> str:
     """One line: how many rows are the same, better, worse, …."""
-    verdicts: Sequence[Verdict] = ("worse", "better", "differs", "only in a", "only in b", "same")
+    verdicts: Sequence[Verdict] = (
+        *("worse", "better", "differs", "only in a", "only in b", "no proof", "same"),
+    )
     counts = [(sum(row.verdict == name for row in comparison.rows), name) for name in verdicts]
     return ", ".join(f"{count} {name}" for count, name in counts if count) or "nothing to compare"
 
 
-def render_rich(comparison: Comparison) -> Table:
-    """The comparison as a table for a terminal."""
+def render_json(comparison: Comparison, *, every: bool = False) -> str:
+    """The comparison for programs: an object with the runs and the rows that ``every`` chooses."""
+    rows = [
+        {
+            "name": row.name,
+            "variant": row.variant,
+            "series": row.series,
+            "context": dict(row.context),
+            "unit": row.unit,
+            "a": _finite(row.a),
+            "b": _finite(row.b),
+            "verdict": row.verdict,
+        }
+        for row in _shown(comparison, every)
+    ]
+    runs = {"a": comparison.a.run.id, "b": comparison.b.run.id}
+    return json.dumps({**runs, "tolerance": comparison.tolerance, "rows": rows}, indent=1)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _shown(comparison: Comparison, every: bool) -> Sequence[Row]:
+    return comparison.rows if every else comparison.changed
+
+
+def render_rich(comparison: Comparison, *, every: bool = False) -> Table:
+    """The comparison as a table for a terminal: what changed, or ``every`` row."""
     table = Table(
         title=f"a: {comparison.a.run.id}   b: {comparison.b.run.id}",
         title_justify="left",
@@ -182,7 +221,7 @@ def render_rich(comparison: Comparison) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for row in comparison.rows:
+    for row in _shown(comparison, every):
         table.add_row(
             Text(row.name),
             Text(_which(row)),
@@ -195,7 +234,7 @@ def render_rich(comparison: Comparison) -> Table:
     return table
 
 
-def render_text(comparison: Comparison) -> str:
+def render_text(comparison: Comparison, *, every: bool = False) -> str:
     """The comparison as plain text that stays whole in a mail (ASCII, no colours).
 
     A name stands in a line of its own above its rows, so that lines stay below 80 columns.
@@ -209,7 +248,7 @@ def render_text(comparison: Comparison) -> str:
     ]
     cells = [
         (_which(row), number(row.a), number(row.b), _ratio(row), row.verdict)
-        for row in comparison.rows
+        for row in _shown(comparison, every)
     ]
     headings = ("", "a", "b", "b/a", "")
     widths = [max(len(cell) for cell in column) for column in zip(headings, *cells, strict=True)]
@@ -219,9 +258,11 @@ def render_text(comparison: Comparison) -> str:
         columns = [figure.rjust(width) for figure, width in zip(figures, widths[1:-1], strict=True)]
         return "  ".join(("", first.ljust(widths[0]), *columns, last)).rstrip()
 
+    if not cells:
+        return "\n".join([*lines, "", summary(comparison)]) + "\n"
     lines += ["", line(headings)]
     name = ""
-    for row, words in zip(comparison.rows, cells, strict=True):
+    for row, words in zip(_shown(comparison, every), cells, strict=True):
         if row.name != name:
             name = row.name
             lines.append(f"{name} [{row.unit}]")

@@ -51,6 +51,11 @@ def write(report: Report, folder: Path, *, logs: Sequence[Path] | None = None) -
         raise ValueError(f"report: {found.where}: {found.message}")
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / REPORT_NAME, text + "\n")
+    write_pages(report, folder, logs=logs)
+
+
+def write_pages(report: Report, folder: Path, *, logs: Sequence[Path] | None = None) -> None:
+    """Write junit.xml and report.html alone; ``logs`` and errors as for ``write``."""
     write_atomically(folder / JUNIT_NAME, junit(report))
     links = [path.relative_to(folder) for path in logs] if logs is not None else find_logs(folder)
     write_atomically(folder / HTML_NAME, render_html(report, links))

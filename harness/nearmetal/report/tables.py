@@ -96,11 +96,27 @@ def render_terminal(report: Report) -> RenderableType:
             Text(row.unit),
             spread_text(row),
         )
+    return Group(*((results,) if report.measurements else ()), render_checks(report))
+
+
+def render_checks(report: Report) -> RenderableType:
+    """The checks and the verdict. Checks that were skipped for one reason share a line."""
     checks = _table("Checks")
     checks.add_column("", no_wrap=True)
     checks.add_column("check", overflow="fold", min_width=32)
     checks.add_column("why it did not pass", overflow="fold")
+    skipped: dict[str, list[str]] = {}
+    for check in report.checks:
+        if check.status == "skip":
+            skipped.setdefault(first_line(check.reason), []).append(check.name)
+    for reason, names in skipped.items():
+        if len(names) > 1:
+            checks.add_row(
+                Text("skip", style=_STYLE["skip"]), f"{len(names)} checks", Text(printable(reason))
+            )
     for check in by_severity(report.checks):
+        if check.status == "skip" and len(skipped[first_line(check.reason)]) > 1:
+            continue
         why = () if check.status == "pass" else (*check.observed.split("; "), check.reason)
         checks.add_row(
             Text(check.status, style=_STYLE[check.status]),
@@ -110,7 +126,6 @@ def render_terminal(report: Report) -> RenderableType:
     worst, counts = verdict(report.checks)
     took = f"{'cold' if report.run.cold else 'warm'} run, {report.run.seconds:.0f} s"
     return Group(
-        *((results,) if report.measurements else ()),
         *((checks,) if report.checks else ()),
         Text(f"{worst}: {counts} ({report.run.id}, {took})", style=_STYLE[worst]),
     )

@@ -154,8 +154,8 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
     )
     document.write(whole, folder)
     document.publish(settings.results_dir, run_id)
-    ui.console.print(tables.render_terminal(whole))
-    ui.say(f"report: {folder / document.HTML_NAME}")
+    ui.out.print(tables.render_terminal(whole))
+    ui.out.print(f"report: {folder / document.HTML_NAME}", markup=False)
     return judge.exit_status(results), folder
 
 
