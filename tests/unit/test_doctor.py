@@ -284,7 +284,7 @@ def serving(says: bytes, *, ends: bool = False) -> Iterator[int]:
         (TimeoutError(), EnvironmentBroken, "nothing answers at h, port 22"),
         (OSError(113, "No route to host"), EnvironmentBroken, "cannot reach h, port 22: No route"),
         (socket.gaierror(-2, "Name or service not known"), UsageError, "there is no host h"),
-        (UnicodeError("label too long"), UsageError, "'h' is no name of a host"),
+        (UnicodeError("label too long"), UsageError, "'h' is not a host name"),
     ],
 )
 def test_other_ways_not_to_answer(

@@ -72,5 +72,5 @@ def test_a_series_for_another_version_is_told(tmp_path: Path, given: bool, sever
     others = Candidate(Series("two", "linux", 1, "", "", (), Enable(), tmp_path), ours=False)
     (found,) = bases._versions([ours, others], "linux", "7.3.4", given=given)
     assert (found.series, found.rule, found.severity) == ("linux/one", "base", severity)
-    assert found.text == "series.yaml says that it is made for 99.9, the sources are 7.3.4"
+    assert found.text == "series.yaml says its base is 99.9, the sources are 7.3.4"
     assert bases._versions([ours], "linux", "99.9.1", given=given) == []

@@ -184,7 +184,7 @@ def test_a_function_alone_has_no_peer() -> None:
     functions = dict(changed(claimable(), PORTS[1], hotplug=False).functions)
     del functions[DISK]
     survey = Survey(functions)
-    assert told(survey) == [f"{SWITCH} has no two functions below different ports"]
+    assert told(survey) == [f"{SWITCH} does not have two functions below different ports"]
     assert obstacles.no_peers(obstacles.obstacles(survey, survey.functions[SWITCH]))
 
 

@@ -306,12 +306,12 @@ def test_trees_that_are_none(conf: Settings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match=r"no tree of linux: it has no Kbuild, or of qemu: it"):
         run(conf, str(tmp_path / "empty"))
-    with pytest.raises(UsageError, match="is no tarball"):
+    with pytest.raises(UsageError, match="is not a tarball"):
         run(conf, str(tmp_path / "file"))
     git(tmp_path / "empty", "init", "--quiet")
     with pytest.raises(UsageError, match="has no commit at HEAD"):
         run(conf, str(tmp_path / "empty"))
-    with pytest.raises(UsageError, match="is no git tree, folder, tarball or release"):
+    with pytest.raises(UsageError, match="is not a git tree, folder, tarball or release"):
         run(conf, "/no/such/tree")
     with pytest.raises(UsageError, match=r"no release 9\.9 is known") as caught:
         run(conf, "9.9")

@@ -153,7 +153,7 @@ def test_a_text_of_ascii_needs_no_mime(tmp_path: Path, place: Path) -> None:
 
 @pytest.mark.parametrize("signoff", ["Nobody", "<a@b.c>", "A <a@b.c> extra", "A <a b@c>"])
 def test_what_is_no_sign_off_is_refused(signoff: str) -> None:
-    with pytest.raises(UsageError, match="is no sign-off"):
+    with pytest.raises(UsageError, match="is not a sign-off"):
         sending.sender_of(signoff)
 
 
@@ -486,7 +486,7 @@ def test_the_command_line_s_mistakes(tmp_path: Path, capsys: pytest.CaptureFixtu
     words = ["export", "--series", "direct-p2p", "--output", str(tmp_path / "out")]
     words += ["--cache-dir", str(tmp_path)]
     for more, message in (
-        (["--signoff", "Nobody"], "is no sign-off"),
+        (["--signoff", "Nobody"], "is not a sign-off"),
         (["--signoff", "A <a@b>", "-v", "0"], "-v must be"),
         (["--signoff", "A <a@b>", "-v", "2"], "does not say what changed in v2"),
         (["--signoff", "A <a@b>", "--changes", "/no/such"], "--changes /no/such"),

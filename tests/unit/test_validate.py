@@ -619,7 +619,7 @@ def test_any_folder_of_patches_will_do(world: World) -> None:
     world.write({"one": [("a.c", "int x;"), ("b.c", "WARN new")]})
     flat = world.root / "mail"
     shutil.copytree(world.patches / "linux/one", flat)
-    with pytest.raises(UsageError, match="does not say what its patches apply to"):
+    with pytest.raises(UsageError, match="does not say which tree its patches are for"):
         validate.find_candidates(flat)
     candidates, found = validate.find_candidates(flat, tree="linux")
     assert [(one.series.name, one.ours) for one in candidates] == [("mail", False)]

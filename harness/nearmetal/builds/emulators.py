@@ -145,7 +145,9 @@ def _plugin_header(source: Source) -> Path:
     """The header that plugins of TCG include."""
     header = source.folder / "include" / "plugins" / "qemu-plugin.h"
     if not header.is_file():
-        raise BuildFailed(f"{source} has no qemu-plugin.h", hint="QEMU 11.1.y is what is supported")
+        raise BuildFailed(
+            f"{source} has no qemu-plugin.h", hint="QEMU 11.1.y is the supported version"
+        )
     return header
 
 
@@ -235,7 +237,7 @@ def bochs(
                 if not found:
                     raise BuildFailed(
                         f"Bochs {source.version} comes without bios/{kind}-*",
-                        hint="Bochs 3.0 is what is supported",
+                        hint="Bochs 3.0 is the supported version",
                     )
                 shutil.copy(found[-1], work / target)
         return {"sha256": sha256_file(work / "bochs")}

@@ -121,7 +121,7 @@ def _one_config(plan: Sequence[variants.Config], variant: str, name: str | None)
         return plan[0]
     if variant != "on":
         raise UsageError(
-            f"--series says what is on, and nothing is in the variant '{variant}'",
+            f"--series says what is on, and the variant '{variant}' has nothing switched on",
             hint="add --variant on, or leave --series out",
         )
     found = {config.series: config for config in plan if config.series}

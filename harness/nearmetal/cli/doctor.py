@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command ``doctor``: what this machine, or a host, lacks; each finding with its mend."""
+"""The command ``doctor``: what this machine, or a host, lacks; each finding with a hint."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def local(settings: Settings) -> list[Finding]:
             "system",
             "ok" if known else "warn",
             release.get("PRETTY_NAME", "unknown"),
-            "" if known else "tried on Debian 12 and 13; sources may need --source-dir",
+            "" if known else "tested on Debian 12 and 13 only; sources may need --source-dir",
         )
     )
     cpus = os.cpu_count() or 1
@@ -105,7 +105,7 @@ def local(settings: Settings) -> list[Finding]:
             f"{free / _GIB:.0f} GiB free for {settings.cache_dir}",
             ""
             if free >= 15 * _GIB
-            else "15 GiB are needed cold: --cache-dir, 'nearmetal cache --prune'",
+            else "a first run needs 15 GiB: use --cache-dir or 'nearmetal cache --prune'",
         )
     )
     if os.geteuid() != 0:
@@ -259,7 +259,7 @@ def save_survey(path: Path, where: str, text: str) -> None:
 def _survey_here() -> str:
     if os.geteuid() != 0:
         raise UsageError(
-            "a survey of this machine takes root: only root sees all registers",
+            "a survey of this machine needs root: only root can read all registers",
             hint="sudo nearmetal doctor --save-survey FILE, or --host NAME for a host",
         )
     done = subprocess.run(
@@ -285,16 +285,18 @@ def _booted(settings: Settings) -> Finding:
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    one = commands.add("doctor", "say what this machine (or a host) lacks", command)
+    one = commands.add(
+        "doctor", "check whether this machine (or a host) has what is needed", command
+    )
     target(one)
     one.add_argument(
-        "--boot", action="store_true", help="also boot something: an opened /dev/kvm is no proof"
+        "--boot", action="store_true", help="also boot the emulated host and load KVM in it"
     )
     one.add_argument(
         "--survey",
         type=Path,
         metavar="FILE",
-        help="look at the PCI functions that were saved there, instead of at a host's",
+        help="examine the PCI functions saved in FILE instead of those of a host",
     )
     one.add_argument(
         "--save-survey",
@@ -315,7 +317,7 @@ def command(options: argparse.Namespace, conf: Settings) -> int:
             if given is not None:
                 raise UsageError(
                     f"--survey and {name} are mutually exclusive",
-                    hint="a saved survey is looked at in place of a machine",
+                    hint="a saved survey replaces a machine",
                 )
     return examine(
         conf,

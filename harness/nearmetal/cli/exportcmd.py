@@ -40,11 +40,9 @@ def add(commands: Commands) -> None:
         "--signoff",
         required=True,
         metavar="'NAME <MAIL>'",
-        help="who sends: author of the patches and of the cover letter, and their sign-off",
+        help="the sender: author and Signed-off-by of the patches and of the cover letter",
     )
-    one.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="a folder that is made"
-    )
+    one.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     one.add_argument(
         "-v",
         "--revision",
@@ -74,7 +72,7 @@ def add(commands: Commands) -> None:
     one.add_argument(
         "--unvalidated",
         action="store_true",
-        help="don't validate, and write the mails whatever checkpatch finds in them",
+        help="skip validation, and write the mails even if checkpatch finds errors",
     )
 
 

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ui.tell_error(error)
         return int(error.status)
     except KeyboardInterrupt:
-        ui.say("interrupted; what is whole in the cache stays, the next run goes on from there")
+        ui.say("interrupted; finished builds stay in the cache, and the next run uses them")
         return int(Exit.INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ui.tell_error(
             NearmetalError(
                 f"{error.strerror or error}{place}",
-                hint="is there disk left, and may we write there?",
+                hint="check free disk space and permissions",
             )
         )
         return int(Exit.ENVIRONMENT)

@@ -62,7 +62,7 @@ def add(commands: Commands) -> None:
     one.add_argument(
         "--keep",
         action="store_true",
-        help="leave host and guest up after the measurements until Ctrl-C",
+        help="keep host and guest running after the measurements until Ctrl-C",
     )
 
 

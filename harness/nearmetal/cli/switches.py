@@ -28,8 +28,8 @@ def switches(survey: topology.Survey) -> list[Finding]:
                 "switches",
                 "warn",
                 f"registers of {len(unread)} bridges were not read, of {unread[0].address} first: "
-                "what is said of switches is not whole",
-                "take the survey as root",
+                "what is said about switches is incomplete",
+                "run it as root",
             )
         )
     upstreams = survey.switches()
@@ -61,8 +61,8 @@ def _exposures(survey: topology.Survey, upstream: topology.Function) -> list[Fin
         entries = {one.entry.address: one.entry for one in every}
         passes = ", ".join(f"{a} (ACS {ways.acs_names(p)})" for a, p in entries.items())
         mend = (
-            "ACS P2P Request Redirect is off: who has switched it off (pci=config_acs=, "
-            "disable_acs_redir=, setpci)?"
+            "ACS P2P Request Redirect is off: look for what switched it off (pci=config_acs=, "
+            "disable_acs_redir=, setpci)"
         )
         if all(one.acs is None for one in entries.values()):
             mend = "without ACS all below the switch can only go to one owner"
@@ -93,7 +93,7 @@ def _forwarding(survey: topology.Survey, upstream: topology.Function) -> list[Fi
             "warn",
             f"requests for peers that it redirects end at {lost[0].address} (ACS "
             f"{ways.acs_names(lost[0])}): Upstream Forwarding is off there",
-            "Linux turns it on by default: who has switched it off (pci=config_acs=, setpci)?"
+            "Linux turns it on by default: look for what switched it off (pci=config_acs=, setpci)"
             if lost[0].acs is not None
             else "use the switch above it, or peers below the switch above",
         )
@@ -130,7 +130,7 @@ def _claim(survey: topology.Survey, upstream: topology.Function) -> list[Finding
             Finding(
                 what,
                 "ok",
-                "nothing seen in the way of direct peer-to-peer",
+                "found no obstacle to direct peer-to-peer",
                 "docs/direct-p2p.md says how to switch it on",
             )
         )

@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     """Add the command."""
     one = commands.add(
         "validate",
-        "hold patches to what a maintainer asks of them",
+        "check patches by the rules of their maintainers",
         command,
         common_options(only=("cache_dir", "source_dir", "linux_tree", "qemu_tree", "jobs")),
     )

@@ -115,7 +115,9 @@ class Cache:
                     break
                 except BlockingIOError:
                     if path in _HELD:
-                        raise RuntimeError(f"this process holds '{name}' already") from None
+                        raise RuntimeError(
+                            f"this process already holds the lock '{name}'"
+                        ) from None
                     stream.seek(0)
                     holder = stream.read().strip()
                     if not wait:

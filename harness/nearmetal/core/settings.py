@@ -22,7 +22,7 @@ def repository() -> Path:
         if (folder / "patches" / "series.yaml").is_file():
             return folder
     raise UsageError(
-        "the nearmetal package does not lie in its repository",
+        "the nearmetal package is not in its repository",
         hint="install it with: pip install --editable .",
     )
 

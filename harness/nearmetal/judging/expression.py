@@ -81,7 +81,7 @@ class Reader:
         self._walk(tree, found)
         if not found:
             raise UsageError(
-                f"{self.place}: the expression uses no measurement, so its verdict is fixed",
+                f"{self.place}: the expression uses no measurement, so its result never changes",
                 hint=f"use one of {', '.join((*ONE_ROW, *ROWS))} on a measurement's name",
             )
         return tuple(dict.fromkeys(found))
@@ -104,7 +104,7 @@ class Reader:
             return
         if isinstance(node, ast.Name):
             raise UsageError(
-                f"{self.place}: '{node.id}' stands for nothing in an expression",
+                f"{self.place}: unknown name '{node.id}' in an expression",
                 hint='write a measurement as in median("lspci.exits", variant="vanilla")',
             )
         if not isinstance(node, _ALLOWED):
@@ -116,7 +116,7 @@ class Reader:
         if isinstance(node, ast.Constant) and not _is_number(node.value):
             raise UsageError(
                 f"{self.place}: {node.value!r} is not a finite number",
-                hint="texts stand only in calls: a measurement's name, and selectors",
+                hint="text is allowed only in calls, as a measurement's name or a selector",
             )
         for child in ast.iter_child_nodes(node):
             self._walk(child, found)
@@ -199,7 +199,7 @@ class Reader:
             return
         if isinstance(known, str):
             raise UsageError(
-                f"{self.place}: {name} has no {key}='{value}'", hint=f"it is text like {known}"
+                f"{self.place}: {name} has no {key}='{value}'", hint=f"it must match {known}"
             )
         raise UsageError(f"{self.place}: unknown {key} '{value}'", hint=nearest(value, known))
 
@@ -290,7 +290,7 @@ def _evaluate(node: ast.expr, values: Mapping[Selection, Any]) -> Any:
 def _truth(value: Any) -> bool:
     """A part of and/or, which has to be true or false: a number there is a mistake."""
     if not isinstance(value, bool):
-        raise TypeError(f"{value!r} beside and/or is neither true nor false")
+        raise TypeError(f"{value!r} is an operand of and/or, and neither true nor false")
     return value
 
 

@@ -131,8 +131,10 @@ class _Run:
             return _Unjudged("error", f"no row of {_asked(selection)}; there are: {have}")
         planned = self.plan.names.items()
         if any(name in names and _covers(selection, subject) for (subject, _), names in planned):
-            return _Unjudged("error", f"{name} was to be measured, and the run has no row of it")
-        return _Unjudged("skip", f"{name} is not among what this run was to measure")
+            return _Unjudged(
+                "error", f"{name} should have been measured, and the run has no row of it"
+            )
+        return _Unjudged("skip", f"{name} was not to be measured in this run")
 
     def value(self, selection: Selection) -> float | int | tuple[float, ...]:
         """What a call in an expression gives; raises _Unjudged where it can give nothing."""
@@ -147,7 +149,7 @@ class _Run:
         if not values:
             raise _Unjudged("error", f"{_asked(selection)} has no values")
         if not all(math.isfinite(value) for value in values):
-            raise _Unjudged("error", f"{_asked(selection)} has a value that is no finite number")
+            raise _Unjudged("error", f"{_asked(selection)} has a value that is not a finite number")
         match selection.function:
             case "median":
                 return statistics.median(values)
@@ -156,7 +158,7 @@ class _Run:
             case "spread":
                 if len(values) < 2:
                     raise _Unjudged(
-                        "error", f"{_asked(selection)} has one value, and a spread needs two"
+                        "error", f"{_asked(selection)} has one value; a spread needs two"
                     )
                 return max(values) - min(values)
             case "maximum":

@@ -154,7 +154,7 @@ class Host:
         module = self.facts.kvm_module
         if not module:
             raise EnvironmentBroken(
-                f"{self.name}: the CPU has neither SVM nor VMX",
+                f"{self.name}: the CPU supports neither SVM nor VMX",
                 hint="enable virtualization in the firmware, or use the testbed",
             )
         wanted = {
@@ -177,9 +177,8 @@ class Host:
             taken = self.shell.run(f"cat {shlex.quote(path)}", check=False).stdout.strip()
             if taken != value:
                 raise MeasurementError(
-                    f"{self.name}: {module} has set its parameter {key} to {taken or 'nothing'}, "
-                    f"not to {value}",
-                    hint="its hardware or its kernel can't do what the parameter is for",
+                    f"{self.name}: {module} rejected {key}={value} (reads back {taken or 'nothing'})",
+                    hint="the host's hardware or kernel does not support it",
                 )
 
     @contextmanager
@@ -323,7 +322,7 @@ echo "$old"
             answer = self._claim.channel.recv(64)
         if b"claimed" not in answer:
             raise UsageError(
-                f"{self.name}: another run is at work there",
+                f"{self.name}: another run is in progress there",
                 hint=f"wait for it; it holds {self.work}/lock",
             )
         self.shell.run(

@@ -131,7 +131,7 @@ def _read(path: Path) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         # a ValueError is one of a date that is none
         raise UsageError(
-            f"inventory {path} is no YAML: {' '.join(str(error).split())[:200]}"
+            f"inventory {path} is not YAML: {' '.join(str(error).split())[:200]}"
         ) from None
 
 

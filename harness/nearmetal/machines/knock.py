@@ -43,7 +43,7 @@ def knock(name: str, address: Address, *, deadline_s: float = 10.0) -> None:
         ) from None
     except UnicodeError:
         raise UsageError(
-            f"{name}: '{address.host}' is no name of a host",
+            f"{name}: '{address.host}' is not a host name",
             hint="check the address in the inventory",
         ) from None
     if banner is None:

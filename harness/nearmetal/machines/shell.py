@@ -310,7 +310,7 @@ def connect(
         except paramiko.AuthenticationException:
             client.close()
             raise UsageError(
-                f"{name}: {address} does not let us in with {address.key or 'the keys at hand'}",
+                f"{name}: {address} refuses the login with {address.key or 'the keys at hand'}",
                 hint="check user and key in the inventory, and authorized_keys on the machine",
             ) from None
         except paramiko.SSHException as error:

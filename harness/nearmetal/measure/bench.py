@@ -102,7 +102,7 @@ def rows(host: Host, subject: Subject) -> Row:
         metric = registry.metrics()[name]
         for key, value in context.items():
             if not metric.allows(key, value):
-                raise ValueError(f"{name} declares no context {key}={value}")
+                raise ValueError(f"{name} does not declare the context {key}={value}")
         return Measurement(
             name=name,
             subject=subject,
@@ -121,5 +121,7 @@ def _json_line(command: str, out: str) -> dict[str, Any]:
     except (IndexError, ValueError):
         said = None
     if not isinstance(said, dict):
-        raise MeasurementError(f"'{command}' printed no JSON line in the guest", detail=out[-500:])
+        raise MeasurementError(
+            f"'{command}' printed no line of JSON in the guest", detail=out[-500:]
+        )
     return said

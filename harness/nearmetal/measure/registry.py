@@ -38,11 +38,11 @@ def tests() -> Mapping[str, Test]:
         except Exception as error:
             raise UsageError(
                 f"the test {point.value} of entry point {GROUP} cannot be loaded: {error}",
-                hint="mend it, or uninstall the package that brings it",
+                hint="correct it, or uninstall the package that provides it",
             ) from None
         if not isinstance(one, Test):
             raise UsageError(
-                f"{point.value} of entry point {GROUP} is no nearmetal.measure.api.Test",
+                f"{point.value} of entry point {GROUP} is not a nearmetal.measure.api.Test",
                 hint="docs/design.md shows how a test is added",
             )
         found.append(one)
@@ -67,14 +67,15 @@ def _check(found: list[Test]) -> None:
                 )
             if reserved := [key for key in metric.keys if key in SUBJECT_KEYS]:
                 raise UsageError(
-                    f"the metric {metric.name} has the context key '{reserved[0]}'",
-                    hint="that is part of the subject",
+                    f"the metric {metric.name} uses the reserved context key '{reserved[0]}'",
+                    hint="the keys of a subject are reserved",
                 )
             metrics[metric.name] = test
         for setup in (test.plain, *test.setups):
             if setup.name is not None and setups.setdefault(setup.name, setup) != setup:
                 raise UsageError(
-                    f"the test {test.name} means another set-up by '{setup.name}' than others do",
+                    f"the test {test.name} defines the set-up '{setup.name}' differently from"
+                    " another test",
                     hint="give it another name",
                 )
 

@@ -59,7 +59,7 @@ def _check_place(path: Path, one: Series, other: Series, every: Sequence[Series]
         raise UsageError(
             f"{path}: {one.name}: it requires '{other.name}', which comes after it"
             f" (order {other.order}, {one.order})",
-            hint="give it an order behind that of all series that it requires",
+            hint="give it a higher order than all series that it requires",
         )
     if other.draft and not one.draft:
         raise UsageError(

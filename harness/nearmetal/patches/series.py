@@ -425,12 +425,12 @@ def _schema_error(path: Path, document: Any, error: jsonschema.ValidationError) 
         )
     if "requires" in list(error.absolute_path)[-2:]:
         return UsageError(
-            f"{path}: {where}{instance!r} is no number of patches",
+            f"{path}: {where}{instance!r} is not a number of patches",
             hint="write requires: {series: N}, its first N patches, or {series: all}",
         )
     if list(error.absolute_path)[-1:] == ["qemu"]:
         return UsageError(
-            f"{path}: {where}neither device.property settings nor a list of words",
+            f"{path}: {where}neither device.property settings nor a list of arguments",
             hint="write {device.property: value} or [-option, value]",
         )
     return UsageError(

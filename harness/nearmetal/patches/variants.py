@@ -65,7 +65,7 @@ def configs(series: Sequence[Series], wanted: Sequence[Variant]) -> tuple[Config
 
     if "on" in wanted and not _has_switch(product):
         raise UsageError(
-            "no series says what its variant 'on' switches on",
+            "no series defines what its variant 'on' switches on",
             hint="add enable: to its entry in patches/series.yaml",
         )
     linux, qemu = patches("linux"), patches("qemu")

@@ -55,7 +55,7 @@ def parse(log: str) -> list[Interval]:
     for begin, end in zip(rows[::2], rows[1::2], strict=True):
         if (begin[0], end[0]) != (_BEGIN, _END):
             raise MeasurementError(
-                "the marks in the emulator's log of instructions do not take turns",
+                "the marks in the emulator's log of instructions do not alternate",
                 detail=f"{begin}\n{end}",
             )
         if begin[1] == end[1]:

@@ -50,8 +50,8 @@ def obstacles(survey: Survey, upstream: Function) -> list[Obstacle]:
             Obstacle(
                 upstream.address,
                 "no switch in common",
-                "has no two functions below different ports",
-                "peers need a port each",
+                "does not have two functions below different ports",
+                "each peer needs a port of its own",
             )
         ]
     found: list[Obstacle] = []
@@ -118,7 +118,7 @@ def _of_bridge(survey: Survey, upstream: Function, one: Function) -> Iterator[Ob
             one.address,
             "a second Upstream Port",
             "is a second Upstream Port",
-            "use another switch: this one leads to two hosts, or is two in one",
+            "use another switch; this one connects two hosts, or is partitioned",
         )
     if one.bars:
         inner = one.port_type == UPSTREAM and one.address != upstream.address
@@ -156,7 +156,7 @@ def _of_function(survey: Survey, upstream: Function, one: Function) -> Iterator[
         yield Obstacle(
             one.address,
             "a function that is not PCI Express",
-            "is no PCI Express function",
+            "is not a PCI Express function",
             "move the card that it is on to another switch",
         )
     if one.group is None or (one.vfio or "").startswith("noiommu"):
@@ -170,7 +170,7 @@ def _of_function(survey: Survey, upstream: Function, one: Function) -> Iterator[
         yield Obstacle(
             one.address,
             "a non-transparent bridge",
-            f"is a non-transparent bridge (class {one.class_code:06x}), with others behind it",
+            f"is a non-transparent bridge (class {one.class_code:06x}) with devices behind it",
             "turn it off in the switch's firmware, or remove the card",
         )
     if one.owner == HOST:
@@ -182,7 +182,7 @@ def _of_function(survey: Survey, upstream: Function, one: Function) -> Iterator[
             one.address,
             "a VF that is not known",
             f"has {one.vfs} VFs, of which the kernel knows {there}",
-            f"number them anew: echo 0 > /sys/bus/pci/devices/{one.address}/sriov_numvfs",
+            f"remove and recreate them: echo 0 > /sys/bus/pci/devices/{one.address}/sriov_numvfs",
         )
     if one.by_group:
         yield Obstacle(

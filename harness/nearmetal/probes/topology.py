@@ -193,7 +193,7 @@ def parse(text: str) -> Survey:
             continue
         if key == "function":
             if not _ADDRESS.match(value):
-                raise MeasurementError(f"'{value}' is no address of a PCI function")
+                raise MeasurementError(f"'{value}' is not the address of a PCI function")
             records.append({"function": value})
         elif key == "user":
             pid, path, command = (*value.split(" ", 2), "", "")[:3]
@@ -201,7 +201,9 @@ def parse(text: str) -> Survey:
         elif key == "direct-p2p":
             direct_p2p = value
         elif not records:
-            raise MeasurementError("the survey of the host's PCI functions begins with no function")
+            raise MeasurementError(
+                "the survey of the host's PCI functions does not begin with a function"
+            )
         elif key == "resource":
             resources.setdefault(records[-1]["function"], []).append(value)
         else:

@@ -121,7 +121,7 @@ def _readable(survey: Survey, function: Function) -> None:
         if not one.readable:
             raise MeasurementError(
                 f"the config space of the PCI function {one.address} cannot be read",
-                hint="it takes root; if that is what was used: does the function answer at all?",
+                hint="it needs root; if it was root, the function may not respond",
             )
 
 

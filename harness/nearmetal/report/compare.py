@@ -92,14 +92,15 @@ def compare(
     """
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise UsageError(
-            f"a tolerance of {tolerance} makes no sense", hint="0.05 allows a change of 5 %"
+            f"invalid tolerance {tolerance}",
+            hint="give a number of 0 or more; 0.05 ignores changes up to 5 %",
         )
     provenance = [provenance_text(report) for report in (a, b)]
     if provenance[0] != provenance[1] and not mix_provenance and a.measurements and b.measurements:
         raise UsageError(
             f"{a.run.id} is {provenance[0]} and {b.run.id} is {provenance[1]}: "
-            "emulation and hardware say nothing about each other",
-            hint="compare runs of one kind, or insist with --mix-provenance",
+            "emulated figures cannot be compared with those of hardware",
+            hint="compare two runs of one kind, or give --mix-provenance",
         )
     before, after = _by_key(a), _by_key(b)
     keys = [*before, *(key for key in after if key not in before)]

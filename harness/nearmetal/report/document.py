@@ -80,7 +80,7 @@ def read(path: Path) -> Report:
     schema = document.get("schema") if isinstance(document, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise UsageError(
-            f"{file} is of format {schema}, and this nearmetal reads format {SCHEMA}",
+            f"{file} is of format {schema}, and this version of nearmetal reads format {SCHEMA}",
             hint="use the nearmetal that wrote it, or a newer one",
         )
     if found := violation(document, load_schema("report.schema.json")):

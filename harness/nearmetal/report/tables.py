@@ -149,7 +149,7 @@ def chosen(rows: Sequence[Measurement], words: str) -> list[Measurement]:
     for name, *_ in wanted:
         if name not in registry.metrics():
             raise UsageError(
-                f"the table of results asks for '{name}', which is no measurement",
+                f"the table of results asks for '{name}', which is not a metric",
                 hint=nearest(name, list(registry.metrics())),
             )
     if not wanted:
@@ -219,7 +219,7 @@ def update_readme(readme: str, report: Report) -> str:
     begins, end = list(README_BEGIN.finditer(readme)), readme.find(README_END)
     if len(begins) != 1 or readme.count(README_END) != 1 or begins[0].start() > end:
         raise UsageError(
-            "the README has no place for the table of results",
+            "the file has no markers for the table of results",
             hint=f"put a line '<!-- results:begin -->' and below it '{README_END}' into it",
         )
     head = readme[: begins[0].end()]

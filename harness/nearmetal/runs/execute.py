@@ -208,7 +208,7 @@ def _shares(settings: Settings, options: Options, wanted: Sequence[Config]) -> l
         work = plans.work(wanted, tests, equipment)
         shares.append(Share(settings, tests, equipment, work, server))
         if any(one.config.linux_patches for one in work):
-            ui.warn("the kernel of a server is measured as it runs; only QEMU and guest change")
+            ui.warn("a server keeps its running kernel; only QEMU and the guest are changed")
     else:
         kinds = options.testbeds or (settings.testbed,)
         for kind, tests in plans.on_testbeds(options.tests, kinds).items():
@@ -220,7 +220,7 @@ def _shares(settings: Settings, options: Options, wanted: Sequence[Config]) -> l
         if not any(one.test.name == name for share in shares for one in share.work):
             raise UsageError(
                 f"no selected variant runs the test '{name}'",
-                hint="it is for a series that names it in patches/series.yaml and is no draft",
+                hint="it runs for series that list it in patches/series.yaml and are not drafts",
             )
     return shares
 
@@ -326,7 +326,7 @@ def measure_units(
                 broke = _one_unit(bench, one, found)
                 left.pop(0)
                 if broke and guest is not None and not _still_up(guest):
-                    raise MeasurementError(f"the guest did not survive the test {one.test.name}")
+                    raise MeasurementError(f"the guest died during the test {one.test.name}")
             if keep and guest is not None:
                 _hold(lab, host, guest)
         if first.setup.after is not None:
@@ -396,7 +396,7 @@ def _still_up(guest: Guest) -> bool:
 def _hold(lab: Lab, host: Host, guest: Guest) -> None:
     name = lab.server.name if lab.server else "testbed"
     with session.noted(lab.cache, session.Session(host.shell.address, guest.shell.address, name)):
-        ui.say("    kept: 'nearmetal ssh host' or '... guest' log in; Ctrl-C goes on")
+        ui.say("    still up: log in with 'nearmetal ssh host' or '... guest'; Ctrl-C continues")
         with contextlib.suppress(KeyboardInterrupt):
             while _still_up(guest):
                 time.sleep(5)

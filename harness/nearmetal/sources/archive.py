@@ -193,7 +193,7 @@ def _in_source_dir(settings: Settings, base: Base) -> tuple[Path, str, str, str]
         key=lambda path: debian.version_key(path.name),
     )
     if not fitting:
-        ui.say(f"    {folder} holds no archive of {base.name}; asking Debian's archive")
+        ui.say(f"    {folder} holds no archive of {base.name}; trying Debian's archive")
         return None
     path = fitting[-1]
     version = re.search(r"[_-](\d[^_]*?)(?:\.orig)?(?:_all\.deb|\.tar\.\w+)$", path.name)

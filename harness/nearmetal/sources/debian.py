@@ -180,10 +180,10 @@ class Archive:
             for path in got:
                 path.unlink(missing_ok=True)
             if attempt == 1:
-                ui.warn(f"{file.name} is not what the signed index says; fetching it again")
+                ui.warn(f"{file.name} does not match the signed index; fetching it again")
         raise EnvironmentBroken(
             f"{file.name}: the download's SHA-256 is not {file.sha256}",
-            hint="the mirror or something on the way alters files; use another, or --source-dir",
+            hint="the mirror or a proxy changes files; use another mirror, or --source-dir",
         )
 
     def fetch_pinned(self, file: Pinned, folder: Path) -> Path:
@@ -292,7 +292,7 @@ def open_archive(cache: Cache) -> Archive:
     found = machine_mirrors()
     if not any(mirror.kind == "main" for mirror in found):
         raise EnvironmentBroken(
-            "no Debian mirror stands in this machine's apt sources",
+            "this machine's apt sources name no Debian mirror",
             hint="run on Debian 12 or 13, or give the archives with --source-dir",
         )
     with cache.lock("apt"):

@@ -83,7 +83,7 @@ def _versions(
             "",
             "base",
             "note" if given else "error",
-            f"series.yaml says that it is made for {one.series.base}, the sources are {version}",
+            f"series.yaml says its base is {one.series.base}, the sources are {version}",
         )
         for one in candidates
         if one.ours and one.series.tree == tree and not identity.fits(version, one.series.base)

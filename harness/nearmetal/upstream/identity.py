@@ -66,7 +66,7 @@ def version_in(tree: TreeName, folder: Path) -> str:
     for name in marks.files:
         if not (folder / name).is_file():
             raise UsageError(
-                f"{folder} is no tree of {marks.project}: it has no {name}",
+                f"{folder} is not a tree of {marks.project}: it has no {name}",
                 hint=f"name a folder with the sources of {marks.project}",
             )
     version = marks.version(folder)

@@ -74,7 +74,7 @@ def _in_tarball(path: Path) -> set[str]:
             return {member.name.removeprefix("./").partition("/")[2] for member in archive}
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UsageError(
-            f"{path} is no tarball: {error}",
+            f"{path} is not a tarball: {error}",
             hint="name a git tree, a folder, a tarball or a release",
         ) from None
 
@@ -96,8 +96,8 @@ def _release(settings: Settings, cache: Cache, where: str, tree: TreeName | None
     match = _VERSION.match(where)
     if match is None:
         raise UsageError(
-            f"{where} is no git tree, folder, tarball or release",
-            hint=f"there is nothing of that name here; known releases: {listed}",
+            f"{where} is not a git tree, folder, tarball or release",
+            hint=f"no file or folder has this name; known releases: {listed}",
         )
     wanted = match["name"] or (bases.SOURCES[tree] if tree else None)
     parts = match["version"].split(".")

@@ -102,7 +102,7 @@ def export(settings: Settings, cache: Cache, request: Request) -> tuple[Path, ..
             if request.validated and validate.exit_status(findings) != Exit.OK:
                 raise NearmetalError(
                     f"checkpatch finds errors in the mails of {one.label}",
-                    hint="mend the patches in their tree, or write them all the same with"
+                    hint="correct the patches in their tree, or write the mails anyway with"
                     " --unvalidated",
                     status=Exit.FAILED,
                 )
@@ -129,7 +129,7 @@ def _validate(settings: Settings, cache: Cache, series: Series) -> None:
         raise NearmetalError(
             f"{series.label} is not exported: its validation finds errors",
             detail=text,
-            hint="mend them, or write it all the same with --unvalidated",
+            hint="correct the patches, or export anyway with --unvalidated",
             status=Exit.FAILED,
         )
 
@@ -150,7 +150,7 @@ def _addressed(
         more = f"; --{option}-tree names a git tree" if source.name in ("linux", "qemu") else ""
         ui.say(f"no base-commit: the base is no commit, but {source.origin}{more}")
     elif trees.Git(tree).ask("config", "nearmetal.tree") is not None:
-        ui.say(f"no base-commit: {tree} was made by nearmetal, nobody else has its base")
+        ui.say(f"no base-commit: {tree} was made by nearmetal, so nobody else has its base commit")
     else:
         base = sending.base_commit(tree, mailing.below, series.patches())
         mailing = replace(mailing, base=base)

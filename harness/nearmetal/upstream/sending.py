@@ -47,10 +47,10 @@ class Person:
 
 
 def sender_of(signoff: str) -> Person:
-    """The sender that "Name <mail>" means; raises UsageError where it is no sign-off."""
+    """The sender that "Name <mail>" means; raises UsageError where it is not a sign-off."""
     match = _SIGNOFF.match(signoff)
     if match is None:
-        raise UsageError(f"'{signoff}' is no sign-off", hint='write "Name <mail@example.org>"')
+        raise UsageError(f"'{signoff}' is not a sign-off", hint='write "Name <mail@example.org>"')
     return Person(match["name"], match["mail"])
 
 

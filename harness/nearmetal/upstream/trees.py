@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Patches as git commits: a work tree from patches/, and patches/ from a work tree.
 
-A tree is one commit of the pristine base, then for each series an empty commit that holds
+A tree is one commit of the unpatched sources, then for each series an empty commit that holds
 its cover letter (as ``b4 prep`` keeps it with the strategy ``commit``) and its patches.
 Nothing else marks where a series begins, so commits may be reworded, moved and rebased
 freely: a commit belongs to the nearest cover letter before it. The name of a series is in
@@ -281,7 +281,7 @@ def make_base_repository(sources: Path, tree: TreeName, version: str, folder: Pa
     empty. Raises UsageError where ``sources`` is no folder.
     """
     if not sources.is_dir():
-        raise UsageError(f"{sources} is no folder with sources", hint="unpack the sources first")
+        raise UsageError(f"{sources} is not a folder with sources", hint="unpack the sources first")
     folder.mkdir(parents=True, exist_ok=True)
     git = Git(folder)
     git.run("init", "--quiet", "--bare", "--template=", ".")
@@ -440,7 +440,7 @@ def split_cover(message: str) -> tuple[str, dict[str, Any] | None]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
             f"the cover letter '{text.splitlines()[0]}' has a broken tracking section",
-            hint=f"mend what follows '{COVER_MARKER}'",
+            hint=f"correct what follows '{COVER_MARKER}'",
         ) from None
     return text, tracking
 
@@ -451,7 +451,7 @@ def cover_name(tracking: Mapping[str, Any]) -> str:
     match = _CHANGE_ID.match(change_id)
     if match is None:
         raise UsageError(
-            f"the change-id '{change_id}' of a cover letter names no series",
+            f"the change-id '{change_id}' of a cover letter does not name a series",
             hint="write <yyyymmdd>-<series>-<hex>",
         )
     return match["name"]
@@ -622,7 +622,7 @@ def tree_export(folder: Path, patches: Path, series: Sequence[Series]) -> tuple[
         git.run("config", "--add", "nearmetal.series", name)
     for name in names:
         if name not in ordered:
-            ui.warn(f"{name} has no entry in series.yaml: add one, or nothing will apply it")
+            ui.warn(f"{name} has no entry in series.yaml: without one it is never applied")
     return tuple(exported)
 
 
@@ -648,10 +648,11 @@ def tree_new_series(folder: Path, name: str, title: str) -> str:
     """
     if not _NAME.match(name):
         raise UsageError(
-            f"'{name}' is no name for a series", hint="use small letters, digits, single dashes"
+            f"'{name}' is not a valid name for a series",
+            hint="use lowercase letters, digits and single dashes",
         )
     if not title.strip():
-        raise UsageError("a series needs a title", hint="say in one line what it gives")
+        raise UsageError("a series needs a title", hint="say in one line what it does")
     git = _open(folder)
     if what := _in_progress(git):
         raise UsageError(
@@ -704,8 +705,8 @@ def _open(folder: Path) -> Git:
         )
     if git.ask("rev-parse", "--verify", "--quiet", f"{BASE_TAG}^{{commit}}") is None:
         raise UsageError(
-            f"{folder} has lost the tag {BASE_TAG}",
-            hint=f"set it to the commit of the pristine base: git tag {BASE_TAG} COMMIT",
+            f"{folder} lacks the tag {BASE_TAG}",
+            hint=f"set it to the commit of the unpatched sources: git tag {BASE_TAG} COMMIT",
         )
     return git
 
@@ -734,7 +735,7 @@ def _split(git: Git) -> list[_Part]:
     """The series of a tree in order; raises UsageError where it is not a plain stack of them."""
     if git.ask("merge-base", "--is-ancestor", BASE_TAG, "HEAD") is None:
         raise UsageError(
-            f"{git.folder}: the tag {BASE_TAG} is no ancestor of HEAD",
+            f"{git.folder}: the tag {BASE_TAG} is not an ancestor of HEAD",
             hint=f"after a rebase onto another base: git tag -f {BASE_TAG} COMMIT",
         )
     parts: list[_Part] = []
@@ -760,12 +761,12 @@ def _split(git: Git) -> list[_Part]:
             continue
         if not parts:
             raise UsageError(
-                f"the commit {short} belongs to no series: no cover letter stands before it",
+                f"the commit {short} belongs to no series: there is no cover letter before it",
                 hint="begin one with 'nearmetal tree new-series', 'git rebase -i' it to the front",
             )
         if empty:
             raise UsageError(
-                f"the commit {short} is empty", hint="drop it: a patch must change something"
+                f"the commit {short} is empty", hint="drop it; every patch must change something"
             )
         last = parts[-1]
         parts[-1] = _Part(last.name, last.cover, (*last.commits, commit))
@@ -835,7 +836,7 @@ def _check_survives(git: Git, commit: _Commit, path: Path) -> None:
         return
     line = _first_difference(commit.message, given)
     raise UsageError(
-        f"the message of {commit.hash[:12]} would not survive 'git am' (at: '{line}')",
+        f"the message of {commit.hash[:12]} would be changed by 'git am' (at: '{line}')",
         hint="reword it with 'git rebase -i': one-line subject, no '---', 'diff' or 'From' line",
     )
 
@@ -960,6 +961,6 @@ def _check_replaceable(target: Path) -> None:
     unchanged = git.ask("rev-parse", "HEAD") == git.ask("config", "nearmetal.exported")
     if _in_progress(git) or not unchanged or _dirty(git):
         raise UsageError(
-            f"{target} has work that is not in patches/",
+            f"{target} has changes that are not in patches/",
             hint="export it with 'nearmetal tree export', or remove the folder",
         )

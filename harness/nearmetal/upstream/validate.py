@@ -736,7 +736,7 @@ def find_candidates(
                 return (candidate_of(one, every),), ()
     if tree is None:
         raise UsageError(
-            f"{directory} does not say what its patches apply to",
+            f"{directory} does not say which tree its patches are for",
             hint=f"add --tree {'|'.join(TREES)}",
         )
     name = directory.resolve().name

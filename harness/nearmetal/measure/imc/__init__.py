@@ -84,7 +84,7 @@ def parse_perf(text: str) -> dict[str, int]:
         kind = name.split("/")[1]
         sums[kind] = sums.get(kind, 0) + int(count)
     if left:
-        raise MeasurementError(f"perf has not told of {sorted(left)[0]}", detail=text[-1000:])
+        raise MeasurementError(f"perf did not report {sorted(left)[0]}", detail=text[-1000:])
     return sums
 
 
@@ -94,7 +94,7 @@ def addresses(config: bytes) -> list[int]:
     As snr_uncore_mmio_map() finds them. Raises MeasurementError for a config space that is short.
     """
     if len(config) < MEMORY_CONTROLLER + 4 * CONTROLLERS:
-        raise MeasurementError(f"{len(config)} bytes of config space: are you root?")
+        raise MeasurementError(f"{len(config)} bytes of config space: it needs root")
 
     def dword(at: int) -> int:
         return int.from_bytes(config[at : at + 4], "little")
@@ -218,7 +218,7 @@ TEST = Test(
         Metric(
             "imc.cas_read_error_pct",
             "%",
-            "how far the guest's counts are off for a known number of bytes that a device read",
+            "error of the guest's counts for a known number of bytes that a device read",
             keys=_COUNTER,
             variants=("on",),
         ),

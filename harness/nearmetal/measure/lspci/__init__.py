@@ -53,7 +53,7 @@ def ecam_window(iomem: str) -> tuple[int, int]:
     """The first ECAM window in /proc/iomem: its first byte and the one behind its last."""
     found = re.search(r"^\s*([0-9a-f]+)-([0-9a-f]+) : PCI (?:ECAM|MMCONFIG) ", iomem, re.M)
     if not found or int(found[2], 16) == 0:
-        raise MeasurementError("the guest's /proc/iomem names no ECAM window")
+        raise MeasurementError("the guest's /proc/iomem has no ECAM window")
     return int(found[1], 16), int(found[2], 16) + 1
 
 
@@ -118,7 +118,7 @@ def _dump(bench: Bench) -> dict[str, bytes]:
     short = [address for address, data in found.items() if len(data) != CONFIG_SIZE]
     if short or not found:
         raise MeasurementError(
-            f"'lspci -D -xxx' shows no 256 bytes of {short[0] if short else 'any function'}",
+            f"'lspci -D -xxx' does not show 256 bytes of {short[0] if short else 'any function'}",
             detail=text[-1000:],
         )
     return found
@@ -232,7 +232,7 @@ def _by_kind(bench: Bench, base: int, counted: list[Exits]) -> list[Measurement]
     mapped = _mapped(bench)
     strange = [address for address in mapped if known.get(address) != "emulated"]
     if strange:
-        raise MeasurementError(f"QEMU maps config space of {strange[0]}, which it must not")
+        raise MeasurementError(f"QEMU maps config space of {strange[0]}, which it must not do")
     return [*rows, bench.row("ecam.mapped_functions", [len(mapped)])]
 
 
@@ -338,20 +338,20 @@ METRICS = (
     Metric(
         "lspci.userspace_exits_cacheable",
         "exits",
-        "those of registers that the PCIe specification lets a cache keep",
+        "those of registers that the PCIe specification allows to be cached",
         keys=_PASS,
     ),
     Metric(
         "lspci.uncacheable_dwords",
         "dwords",
-        "registers of all functions that the PCIe specification lets no cache keep",
+        "registers of all functions that the PCIe specification does not allow to be cached",
         "equal",
         keys=_PATH,
     ),
     Metric(
         "lspci.byte_mismatches",
         "bytes",
-        "config bytes that differ between two passes, the second with the cache switched off",
+        "config bytes that differ between a pass with the cache and one without",
         keys=_PATH,
     ),
     Metric("lspci.bytes_compared", "bytes", "config bytes that were compared", "equal", keys=_PATH),
@@ -388,7 +388,7 @@ METRICS = (
     Metric(
         "ecam.functions",
         "functions",
-        "functions that the guest has, by what stands behind them",
+        "functions of the guest, by what provides them",
         "equal",
         keys={"function": _KINDS},
     ),

@@ -124,7 +124,7 @@ def _one(
     if before != after:
         raise MeasurementError(
             f"{tool.tool}: ACS, ATS or relaxed ordering changed meanwhile: {before}, then {after}",
-            hint="who else is at work on the host?",
+            hint="make sure that nobody else changes the host during a run",
         )
     if odd := [key for key, every in values.items() if len(every) != tool.runs]:
         raise MeasurementError(f"{tool.tool}: not every run gave {dict(odd[0][1])}")
@@ -363,11 +363,13 @@ TEST = Test(
         Metric(
             BANDWIDTH,
             "GB/s",
-            "bandwidth by a tool that is installed on a server, 10^9 bytes a second",
+            "bandwidth reported by a tool on a server, in 10^9 bytes per second",
             "higher",
             keys={"*": ANY},
         ),
-        Metric(LATENCY, "us", "latency by such a tool", keys={"*": ANY}, asked=True),
+        Metric(
+            LATENCY, "us", "latency reported by a tool on a server", keys={"*": ANY}, asked=True
+        ),
     ),
     order=35,
     plain=PLAIN,

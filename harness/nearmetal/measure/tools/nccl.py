@@ -45,7 +45,7 @@ def parse(document: str, ranks: int | None = None) -> tuple[Reading, ...]:
         raise MeasurementError(f"{TOOL}: {' '.join(errors[0].split())[:200]}")
     results = found.get("results")
     if "end_time" not in found or not isinstance(results, list) or not results:
-        raise MeasurementError(f"{TOOL}: its file has no results: the test has not ended")
+        raise MeasurementError(f"{TOOL}: its file has no results, so the test did not end")
     bounds = found.get("out_of_bounds")
     if not isinstance(bounds, dict) or bounds.get("count") != 0:
         raise MeasurementError(f"{TOOL}: values out of bounds: the data was wrong")
@@ -129,7 +129,7 @@ def parse_table(output: str, program: str, ranks: int | None = None) -> tuple[Re
         raise _failure(text, "it printed no table")
     if len(heads) > 1:
         raise MeasurementError(
-            f"{TOOL}: it printed {len(heads)} tables: processes that know nothing of each other?",
+            f"{TOOL}: it printed {len(heads)} tables: were its processes started separately?",
             hint=_MPI,
         )
     bounds = _BOUNDS.search(text)
@@ -148,7 +148,7 @@ def parse_table(output: str, program: str, ranks: int | None = None) -> tuple[Re
             rows.append(columns.row(line))
         elif _PIECE.search(line):
             raise MeasurementError(
-                f"{TOOL}: a row of its table is glued to other words",
+                f"{TOOL}: a row of its table runs into other output",
                 detail=line,
                 hint="keep NCCL's log apart (NCCL_DEBUG_FILE), or leave NCCL_DEBUG out",
             )
@@ -219,7 +219,7 @@ class _Columns:
         names = cells[: len(cells) - len(self.data)]
         result = self._named(line, names)
         if result is None or not all(_is_number(cell) for cell in cells[len(names) :]):
-            raise MeasurementError(f"{TOOL}: a line of its table is not whole", detail=line)
+            raise MeasurementError(f"{TOOL}: a line of its table is incomplete", detail=line)
         half = len(self.data) // 2
         sides = []
         for place, start in (("out", len(names)), ("in", len(names) + half)):
@@ -345,7 +345,7 @@ def _enough(found: int | None, wanted: int | None) -> None:
 
 def _one_rank() -> MeasurementError:
     return MeasurementError(
-        f"{TOOL}: one rank alone measures nothing: no byte crosses a link", hint=_MPI
+        f"{TOOL}: a single rank measures nothing, because no byte crosses a link", hint=_MPI
     )
 
 

@@ -59,10 +59,10 @@ def json_object(tool: str, text: str) -> dict[str, Any]:
         found, _ = json.JSONDecoder().raw_decode(text[max(start, 0) :])
     except ValueError as error:
         raise MeasurementError(
-            f"{tool}: its output is no whole JSON: {error}", detail=tail(text)
+            f"{tool}: its output is not complete JSON: {error}", detail=tail(text)
         ) from None
     if not isinstance(found, dict):
-        raise MeasurementError(f"{tool}: its JSON is no object", detail=tail(text))
+        raise MeasurementError(f"{tool}: its JSON is not an object", detail=tail(text))
     return found
 
 

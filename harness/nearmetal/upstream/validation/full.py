@@ -146,6 +146,8 @@ def _options(
             lost = names if lost is None else lost & names
     label = candidate.series.label
     return [
-        Finding(label, "", "option", "error", f"{name} is on in no build: a dependency is off")
+        Finding(
+            label, "", "option", "error", f"{name} is never enabled in a build: a dependency is off"
+        )
         for name in sorted(lost or ())
     ]
