@@ -177,7 +177,8 @@ class Host:
             taken = self.shell.run(f"cat {shlex.quote(path)}", check=False).stdout.strip()
             if taken != value:
                 raise MeasurementError(
-                    f"{self.name}: {module} rejected {key}={value} (reads back {taken or 'nothing'})",
+                    f"{self.name}: {module} rejected {key}={value}"
+                    f" (reads back {taken or 'nothing'})",
                     hint="the host's hardware or kernel does not support it",
                 )
 
