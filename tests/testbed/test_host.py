@@ -272,15 +272,17 @@ def test_function_without_iommu_group_is_refused(host: Host) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from nearmetal import run, series, settings, variants
-from nearmetal.cache import Cache
-from nearmetal.settings import Settings
+from nearmetal.core import settings
+from nearmetal.core.cache import Cache
+from nearmetal.core.settings import Settings
+from nearmetal.machines.lab import Lab
+from nearmetal.patches import variants
 cache_dir, logs = Path(sys.argv[1]), Path(sys.argv[2])
 conf = Settings(settings.repository(), cache_dir, logs)
 cache = Cache(cache_dir).open()
 config = variants.configs((), ("vanilla",))[0]
-built = Lab.build(conf, cache, [config])
-with built.host(config, logs) as host:
+lab = Lab.build(conf, cache, [config])
+with lab.host(config, logs) as host:
     print("up", flush=True)
     sys.stdin.read()
 """
