@@ -53,7 +53,7 @@ def status(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         (["run", "-j", "0"], "--jobs", ""),
         (["report", "no-such-run"], "no-such-run", ""),
         (["validate", "--patches", "/no/such"], "/no/such", ""),
-        (["validate", "--onto", "/no/such"], "is no git tree, folder", "qemu 10.2"),
+        (["validate", "--onto", "/no/such"], "is not a git tree, folder", "qemu 10.2"),
         (["validate", "--onto", "10.2", "--quick"], "not allowed with", "--help"),
         (["tree", "status", "linux", "--dir", "/no/such"], "there is no work tree in", "checkout"),
         (["tree", "new-series", "linux"], "required: NAME, --title", "new-series --help"),

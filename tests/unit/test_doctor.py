@@ -64,7 +64,7 @@ def test_owners_that_reach_each_other_are_an_error() -> None:
 @pytest.mark.parametrize(
     ("control", "vector", "mend"),
     [
-        (acs.SV | acs.UF, 0, "who has switched it off"),
+        (acs.SV | acs.UF, 0, "what switched it off"),
         (None, 0, "without ACS all below the switch can only go to one owner"),
         (acs.EC | acs.RR, 0, "Egress Control Vector"),
     ],
@@ -141,7 +141,7 @@ def test_a_saved_survey(wide: None, capfd: pytest.CaptureFixture[str]) -> None:
     [
         (["--survey", "/no/such"], "there is no survey /no/such"),
         (["--survey", "/"], "cannot be read"),
-        (["--survey", saved("README")[:-4] + ".md"], "begins with no function"),
+        (["--survey", saved("README")[:-4] + ".md"], "does not begin with a function"),
         (["--survey", saved("vf-of-nobody"), "--host", "x"], "--survey and --host are mutually"),
         (["--survey", saved("vf-of-nobody"), "--boot"], "--survey and --boot are mutually"),
         (["--survey", saved("vf-of-nobody"), "--save-survey", "x"], "--survey and --save-survey"),
@@ -218,7 +218,7 @@ def test_a_survey_that_is_not_whole_is_not_saved(tmp_path: Path) -> None:
 
 def test_a_survey_of_this_machine_takes_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(UsageError, match="takes root"):
+    with pytest.raises(UsageError, match="needs root"):
         doctor._survey_here()
 
 

@@ -45,9 +45,9 @@ def test_a_tree_says_its_version(tmp_path: Path) -> None:
 def test_a_tree_that_is_neither_linux_nor_qemu_is_refused(tmp_path: Path) -> None:
     # A boot loader has a Kconfig, a Kbuild and a Makefile with the same lines.
     other = write(tmp_path / "u-boot", {"Kbuild": "", "Kconfig": "", "Makefile": MAKEFILE})
-    with pytest.raises(UsageError, match=r"u-boot is no tree of Linux: it has no init/main\.c"):
+    with pytest.raises(UsageError, match=r"u-boot is not a tree of Linux: it has no init/main\.c"):
         identity.version_in("linux", other)
-    with pytest.raises(UsageError, match="is no tree of QEMU: it has no VERSION"):
+    with pytest.raises(UsageError, match="is not a tree of QEMU: it has no VERSION"):
         identity.version_in("qemu", other)
 
 

@@ -29,7 +29,7 @@ def test_counts_are_summed_by_event(said: str) -> None:
 
 def test_a_pmu_that_is_missing_is_told(said: str) -> None:
     without = "".join(line for line in said.splitlines(True) if "uncore_imc_11/" not in line)
-    with pytest.raises(MeasurementError, match="not told of uncore_imc_11/"):
+    with pytest.raises(MeasurementError, match="did not report uncore_imc_11/"):
         imc.parse_perf(without)
 
 

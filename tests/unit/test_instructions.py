@@ -68,8 +68,8 @@ def test_an_interval_that_changed_the_cpu_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("log", "said"),
     [
-        ("2 1 100 7 1\n1 1 110 7 1\n", "take turns"),
-        ("1 1 100 7 1\n1 1 110 7 1\n", "take turns"),
+        ("2 1 100 7 1\n1 1 110 7 1\n", "do not alternate"),
+        ("1 1 100 7 1\n1 1 110 7 1\n", "do not alternate"),
         ("1 1 100 7 1\n", "broken"),
         ("1 1 100 7 1\n2 1 110 7\n", "broken"),
     ],

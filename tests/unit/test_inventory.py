@@ -48,7 +48,7 @@ hosts:
         ("hosts: {a: {address: x, port: 99999}}", "99999", None),
         ("hosts: {a: {address: x, key: /no/such/key}}", "no key file", "private key"),
         ("hosts: {a: {address: x, p2p: {peer: '3:0.0', disk: '4:0.0'}}}", "4:0.0", None),
-        ("hosts: [", "no YAML", None),
+        ("hosts: [", "is not YAML", None),
         ("hosts: {a: {address: x}, a: {address: y}}", "the key 'a' comes twice", None),
         ("hosts: {? [a] : {address: x}}", "unhashable key", None),
         ("hosts: {1: {address: x}}", "1 is not of type 'string'", None),
@@ -176,7 +176,7 @@ def test_a_host_key(tmp_path: Path) -> None:
         ("hosts: {a: {address: 'a b'}}", "no name or address", None),
         ("hosts: {a: {address: 'ssh://a/'}}", "no name or address", None),
         ("hosts: {a: {address: x, key: ~nosuchuser/k}}", "there is no key file", None),
-        ("hosts: {a: {address: 2026-99-99}}", "no YAML", None),
+        ("hosts: {a: {address: 2026-99-99}}", "is not YAML", None),
         ("hosts: &x {a: *x}", "'address' is a required", None),
         (
             "hosts: {a: {address: x, imc: '0000:7e:00.1'}}",

@@ -82,7 +82,12 @@ def test_what_is_in_the_way_on_the_recorded_host() -> None:
         ),
         (PORTS[2], {"hotplug": True}, "empty hotplug slot", "an empty hotplug slot"),
         (PORTS[2], BRIDGE, "no switch port", "a bridge that is not a switch port"),
-        (PEER, {"port_type": None}, "no PCI Express", "a function that is not PCI Express"),
+        (
+            PEER,
+            {"port_type": None},
+            "not a PCI Express function",
+            "a function that is not PCI Express",
+        ),
         (PEER, {"class_code": 0x068000}, "class 068000", "a non-transparent bridge"),
         (PEER, {"class_code": 0x060900}, "class 060900", "a non-transparent bridge"),
         (PEER, {"group": None}, "has no IOMMU", "not behind an IOMMU"),

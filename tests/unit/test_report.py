@@ -640,7 +640,7 @@ def test_a_marker_chooses_rows() -> None:
     ],
 )
 def test_a_readme_without_a_place_for_the_table_is_refused(readme: str) -> None:
-    with pytest.raises(UsageError, match="no place"):
+    with pytest.raises(UsageError, match="no markers"):
         update_readme(readme, REPORT)
 
 

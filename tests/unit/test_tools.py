@@ -187,15 +187,15 @@ def test_nvbandwidth_of_three_matrices_in_one_the_total_is_read() -> None:
     ("text", "says"),
     [
         ("", "is empty"),
-        ("Segmentation fault", "no whole JSON"),
+        ("Segmentation fault", "not complete JSON"),
         (sample("reduced-nvbandwidth-text-v0.2.out"), "v0.2 printed text, and no JSON"),
         (sample("reduced-nvbandwidth-text-v0.2.out")[50:], "it printed text, and no JSON"),
         (
             "nvbandwidth Version: v0.4\nERROR: Invalid Arguments \n-j -t 3\n",
             "v0.4 printed text, and no JSON",
         ),
-        (sample(MATRIX)[:-30], "no whole JSON"),
-        ("[]", "no whole JSON|no object"),
+        (sample(MATRIX)[:-30], "not complete JSON"),
+        ("[]", "not complete JSON|not an object"),
         ("{}", "has no 'nvbandwidth'"),
         ('{"nvbandwidth": {"testcases": ["x"]}}', "tests that are none"),
         ('{"nvbandwidth": {"testcases": {"x": 1}}}', "tests that are none"),
@@ -283,7 +283,7 @@ def test_gpus_without_access_and_a_test_that_broke_off() -> None:
         ),
         (sample(PAIRS)[: sample(PAIRS).index("Bidirectional P2P=Enabled")], "ends before bidir"),
         (sample(PAIRS)[: sample(PAIRS).index("P2P=Disabled Latency")], "ends before latency"),
-        (sample(PAIRS)[: sample(PAIRS).index("Bidirectional P2P=Disabled") - 20], "not whole"),
+        (sample(PAIRS)[: sample(PAIRS).index("Bidirectional P2P=Disabled") - 20], "is incomplete"),
         (
             sample(PAIRS).replace("(P2P Writes) Matrix (GB/s)", "(P2P Writes) Matrix (MB/s)"),
             "no unit",
@@ -350,17 +350,17 @@ def test_nccl_file_of_several_processes_of_one_rank() -> None:
     ("text", "says"),
     [
         ("", "is empty"),
-        (sample(RESULTS)[:-200], "no whole JSON"),
+        (sample(RESULTS)[:-200], "not complete JSON"),
         (with_(version=4), "version 4; known are 1 to 3"),
         (with_(version=None), "version None"),
         (with_(results=[]), "no results"),
         (with_(results=[None]), "results that are none"),
         (of_each(in_place=None, out_of_place=3), "has no results"),
-        (json.dumps({"version": 3, "results": [{}]}), "has not ended"),
+        (json.dumps({"version": 3, "results": [{}]}), "did not end"),
         (with_(errors=["unhandled cuda error\nsecond line"]), "unhandled cuda error second"),
         (with_(out_of_bounds={"count": 3, "okay": "false"}), "the data was wrong"),
         (with_(out_of_bounds=None), "the data was wrong"),
-        (with_(config={"nthreads": 1, "ngpus": 1, "devices": [{"rank": 0}]}), "one rank alone"),
+        (with_(config={"nthreads": 1, "ngpus": 1, "devices": [{"rank": 0}]}), "a single rank"),
         (of_each(size=0), "all its results are of 0 bytes"),
         (of_each(size=64), "64 bytes come twice in one run"),
         (of_each(size=None), "'None' is no size"),
@@ -388,7 +388,7 @@ def test_nccl_environment_is_not_kept() -> None:
         ("values : 0 OK", "values : 5 FAILED", "5 values out of bounds"),
         ("# Out of bounds", "# killed", "ends early"),
         (" 22.61       0", " 22.61       3", "3 elements of 1048576 bytes were wrong"),
-        (" 22.61       0", " 22.61", "is not whole"),
+        (" 22.61       0", " 22.61", "is incomplete"),
         (" 22.61       0", "   nan       0", "is nan"),
     ],
 )
@@ -466,13 +466,13 @@ def test_nccl_log_between_rows_is_passed_over() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (TWO.replace(ROW, INFO + ROW), "glued to other words"),
-        (TWO.replace(ROW, f"{INFO} {ROW}"), "glued to other words"),
-        (TWO.replace(ROW, ROW + INFO), "not whole"),
-        (TWO.replace(ROW, f"{ROW} {INFO}"), "not whole"),
-        (TWO.replace(ROW, f"{ROW[:50]}{INFO}{ROW[50:]}"), "not whole"),
-        (TWO.replace(ROW, f"{ROW[:52]}{INFO}\n{ROW[52:]}"), "not whole"),
-        (TWO.replace(ROW, f"{INFO}{ROW[:52]}\n{ROW[52:]}"), "glued to other words"),
+        (TWO.replace(ROW, INFO + ROW), "runs into other output"),
+        (TWO.replace(ROW, f"{INFO} {ROW}"), "runs into other output"),
+        (TWO.replace(ROW, ROW + INFO), "is incomplete"),
+        (TWO.replace(ROW, f"{ROW} {INFO}"), "is incomplete"),
+        (TWO.replace(ROW, f"{ROW[:50]}{INFO}{ROW[50:]}"), "is incomplete"),
+        (TWO.replace(ROW, f"{ROW[:52]}{INFO}\n{ROW[52:]}"), "is incomplete"),
+        (TWO.replace(ROW, f"{INFO}{ROW[:52]}\n{ROW[52:]}"), "runs into other output"),
         # the rest was lost, too: the average tells
         (TWO.replace(ROW, INFO + ROW[:52]), "by its rows: one got lost"),
     ],
@@ -523,16 +523,16 @@ def test_nccl_old_tables_without_redop_or_with_a_root() -> None:
 
 
 def test_nccl_of_one_rank_is_refused() -> None:
-    with pytest.raises(MeasurementError, match="one rank alone") as caught:
+    with pytest.raises(MeasurementError, match="a single rank") as caught:
         table("one-rank")
     assert "'gpus'" in str(caught.value.hint)
     assert "MPI=1" in str(caught.value.hint)
     text = sample("reduced-nccl-one-rank.out")
     lines = [line for line in text.splitlines(keepends=True) if "Rank" not in line]
-    with pytest.raises(MeasurementError, match="one rank alone"):
+    with pytest.raises(MeasurementError, match="a single rank"):
         nccl.parse_table("".join(lines), "x")
     # a broadcast of one rank has a bus bandwidth
-    with pytest.raises(MeasurementError, match="one rank alone"):
+    with pytest.raises(MeasurementError, match="a single rank"):
         nccl.parse_table(text.replace("    0.00      0     0.50", "  262.14      0     0.50"), "x")
 
 
@@ -548,7 +548,7 @@ def test_nccl_of_processes_that_know_nothing_of_each_other() -> None:
         ("2e-07", "nan", "is nan"),
         ("0 OK", "3 FAILED", "3 values out of bounds"),
         ("error     time", "speed     time", "other columns"),
-        ("  2e-07    20000", "    20000", "not whole"),
+        ("  2e-07    20000", "    20000", "is incomplete"),
     ],
 )
 def test_nccl_old_table_that_is_refused(old: str, new: str, says: str) -> None:
@@ -562,7 +562,7 @@ def test_nccl_row_that_lacks_a_cell_is_not_one_with_a_blank() -> None:
     text = sample("reduced-nccl-alltoall-blank-redop.out")
     for old in ("   20.97", "   10.49    N/A", "  2097152", "    float"):
         assert old in text
-        with pytest.raises(MeasurementError, match=r"not whole|no number"):
+        with pytest.raises(MeasurementError, match=r"is incomplete|not a number"):
             nccl.parse_table(text.replace(old, "", 1), "x")
 
 

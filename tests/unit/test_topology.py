@@ -191,8 +191,8 @@ def test_functions_that_wait_for_a_guest_are_nobody_s(driver: str) -> None:
     [
         ("", "ends early"),
         ("function 0000:03:00.0\npath /x\nid 0x1 0x2 0x3\n", "ends early"),
-        ("path /x\n", "begins with no function"),
-        ("function nonsense\n", "'nonsense' is no address"),
+        ("path /x\n", "does not begin with a function"),
+        ("function nonsense\n", "'nonsense' is not the address"),
         (USERS.replace("id 0x10de 0x20b0 0x030200\n", ""), "03:00.0 is damaged: it lacks 'id'"),
         (USERS.replace("0x20b0", "GPU"), "03:00.0 is damaged: .*GPU"),
         (USERS.replace("vfio vfio3", "config 86 8"), "03:00.0 is damaged"),

@@ -213,8 +213,8 @@ def test_help_and_lists_have_it(toy: Path) -> None:
     [
         ('"toy.answer", "answers"', '"lspci.exits", "answers"', "both have a metric"),
         ('    "toy",\n', '    "lspci",\n', "two tests 'lspci'"),
-        ('keys={"kind"', 'keys={"setup"', "has the context key 'setup'"),
-        ('Setup("toyed"', 'Setup("bare"', "another set-up by 'bare'"),
+        ('keys={"kind"', 'keys={"setup"', "uses the reserved context key 'setup'"),
+        ('Setup("toyed"', 'Setup("bare"', "the set-up 'bare' differently"),
         ("TEST = Test(", "TEST = dict(", "cannot be loaded"),
         ("from pathlib import Path", "import no_such_module", "cannot be loaded"),
     ],

@@ -273,7 +273,7 @@ def test_a_tree_that_is_not_ready_is_not_exported(
     git(tree, "reset", "--quiet", "--hard", trees.BASE_TAG)
     (tree / "kvm/alone.c").write_text("int x;\n")
     commit(tree, "x: Stand alone\n")
-    refused(tree, patches, "no cover letter stands before it")
+    refused(tree, patches, "there is no cover letter before it")
     git(tree, "reset", "--quiet", "--hard", head)
     (tree / "kvm/side.c").write_text("int x;\n")
     message = git(tree, "show", "-s", "--format=%B", f"{head}~2")
@@ -302,7 +302,7 @@ def test_a_message_that_git_am_would_alter_is_refused(
     (tree / "kvm/x.c").write_text("int x;\n")
     git(tree, "add", "--all")
     git(tree, "commit", "--quiet", "--cleanup=verbatim", "--file=-", stdin=f"x: Y\n\n{body}")
-    refused(tree, patches, "would not survive")
+    refused(tree, patches, "would be changed by")
 
 
 def test_the_order_must_be_that_of_series_yaml(
@@ -344,7 +344,7 @@ def test_work_that_is_not_exported_is_never_replaced(
     assert again == made
     (made.folder / "kvm/extra.c").write_text("int extra;\n")
     for _ in ("uncommitted", "committed"):
-        with pytest.raises(UsageError, match="work that is not in patches"):
+        with pytest.raises(UsageError, match="changes that are not in patches"):
             trees.tree_checkout("linux", sources, "7.3.4", both(patches), tmp_path / "t")
         commit(made.folder, "pci: Add an extra\n")
         (made.folder / "kvm/extra.c").write_text("int again;\n")

@@ -95,7 +95,7 @@ def test_series_without_a_switch_has_no_on(every: list[Series], tmp_path: Path) 
     plain = [one for one in every if one.enable == Enable()]
     plain.append(series(tmp_path, "later", "linux", 3, Enable()))
     assert available(plain) == ("vanilla", "off")
-    with pytest.raises(UsageError, match="no series says"):
+    with pytest.raises(UsageError, match="no series defines"):
         configs(plain, ("on",))
     with_others = configs([*every, plain[-1]], ("on",))
     assert [one.series for one in with_others] == ["cache", "p2p"]

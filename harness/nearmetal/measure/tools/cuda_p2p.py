@@ -64,7 +64,7 @@ def parse(output: str) -> tuple[Reading, ...]:
         cells = [row[2].split() for row in rows if row and columns]
         if len(cells) != gpus or any(len(row) != gpus for row in cells):
             raise MeasurementError(
-                f"{TOOL}: the matrix '{line.strip()}' is not whole", detail=tail(output)
+                f"{TOOL}: the matrix '{line.strip()}' is incomplete", detail=tail(output)
             )
         tests.add((test, p2p))
         for i, row in enumerate(cells):
