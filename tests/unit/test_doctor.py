@@ -251,7 +251,7 @@ def test_a_port_that_is_open(says: bytes, capfd: pytest.CaptureFixture[str]) -> 
 def test_a_port_where_something_else_answers(says: bytes) -> None:
     with serving(says, ends=True) as port, pytest.raises(EnvironmentBroken) as caught:
         knock("gpu1", Address("127.0.0.1", port), deadline_s=0.5)
-    assert f"is no SSH server ('{says.split()[0].decode()}" in caught.value.message
+    assert f"is not an SSH server ('{says.split()[0].decode()}" in caught.value.message
     assert "port in the inventory" in str(caught.value.hint)
 
 

@@ -304,7 +304,7 @@ def test_a_folder_and_a_tarball(conf: Settings, tmp_path: Path) -> None:
 def test_trees_that_are_none(conf: Settings, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match=r"no tree of linux: it has no Kbuild, or of qemu: it"):
+    with pytest.raises(UsageError, match=r"not a tree of linux: it has no Kbuild, or of qemu: it"):
         run(conf, str(tmp_path / "empty"))
     with pytest.raises(UsageError, match="is not a tarball"):
         run(conf, str(tmp_path / "file"))

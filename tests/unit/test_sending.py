@@ -380,7 +380,7 @@ def test_export_writes_all_and_tells_what_it_lacks(
     assert sorted(output.iterdir()) == list(files) and len(files) == 4
     assert list(output.parent.iterdir()) == [output]
     said = capsys.readouterr().err
-    assert "no base-commit: the base is no commit, but Debian linux-source-7.3 7.3.4-1;" in said
+    assert "no base-commit: the base is not a commit, but Debian linux-source-7.3 7.3.4-1;" in said
     assert "To: 1 maintainers, Cc: 2 reviewers and lists" in said
     assert "linux/config-cache (3 patches): ok" in said
     assert "To: M <m@example.org>\n" in files[1].read_text()

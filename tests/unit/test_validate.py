@@ -632,7 +632,7 @@ def test_any_folder_of_patches_will_do(world: World) -> None:
 
 
 def test_bad_folders_get_a_hint(world: World) -> None:
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         validate.find_candidates(world.root / "nowhere")
     with pytest.raises(UsageError, match=r"neither series\.yaml nor patches"):
         validate.find_candidates(world.root)

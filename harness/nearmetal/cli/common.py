@@ -222,7 +222,7 @@ def server_of(options: argparse.Namespace) -> inventory.Server | None:
     if options.testbed is not None:
         raise UsageError(
             f"--host {options.host} and --testbed {options.testbed} are mutually exclusive",
-            hint="a server is no emulated host: leave one of the two out",
+            hint="leave one of the two out: a server is not an emulated host",
         )
     return inventory.pick(options.inventory, options.host)
 

@@ -63,7 +63,10 @@ class Level:
 
 
 def levels(parser: argparse.ArgumentParser, known: dict[str, Collection[str]]) -> Iterator[Level]:
-    """The program and all its commands; ``known`` are values by the names of options."""
+    """The program and all its commands; ``known`` are values.
+
+    Its keys are names of options, or a command and a name, as in ``/run only``.
+    """
     return _levels(parser, "", known)
 
 
@@ -78,7 +81,8 @@ def _levels(
             below = dict(action.choices)
             helps = {one.dest: one.help or "" for one in action._choices_actions}
         elif action.help != argparse.SUPPRESS:
-            values = action.choices or known.get(action.dest, ())
+            key = f"{at} {action.dest}"
+            values = action.choices or known.get(key, known.get(action.dest, ()))
             words.append(
                 Word(
                     tuple(action.option_strings),
@@ -279,7 +283,7 @@ def _known(conf: Settings) -> dict[str, Collection[str]]:
     """Values of options that are no choices, since a wrong one gets the nearest name."""
     every = dict.fromkeys(one.name for one in series.load_series(conf.repo / "patches"))
     return {
-        "only": tuple(registry.tests()),
+        "/run only": tuple(registry.tests()),
         "variant": VARIANTS,
         "series": tuple(every),
         "metric": tuple(registry.metrics()),

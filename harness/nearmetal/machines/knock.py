@@ -56,7 +56,7 @@ def knock(name: str, address: Address, *, deadline_s: float = 10.0) -> None:
     elif "SSH-" not in banner:
         first = banner.split("\n")[0].strip()[:60]
         raise EnvironmentBroken(
-            f"{name}: what answers at {where} is no SSH server ('{first}')",
+            f"{name}: what answers at {where} is not an SSH server ('{first}')",
             hint="is the port in the inventory right?",
         )
 

@@ -86,7 +86,7 @@ def _one_of(has: Callable[[str], bool], path: Path) -> str:
             return name
     words = ", or ".join(f"of {name}: it has no {file}" for name, file in lacks.items())
     raise UsageError(
-        f"{path} is no tree {words}", hint="name the top folder of a tree of Linux or QEMU"
+        f"{path} is not a tree {words}", hint="name the top folder of a tree of Linux or QEMU"
     )
 
 

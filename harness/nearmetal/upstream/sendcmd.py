@@ -148,7 +148,7 @@ def _addressed(
     if tree is None:
         option = "qemu" if source.name == "qemu" else "linux"
         more = f"; --{option}-tree names a git tree" if source.name in ("linux", "qemu") else ""
-        ui.say(f"no base-commit: the base is no commit, but {source.origin}{more}")
+        ui.say(f"no base-commit: the base is not a commit, but {source.origin}{more}")
     elif trees.Git(tree).ask("config", "nearmetal.tree") is not None:
         ui.say(f"no base-commit: {tree} was made by nearmetal, so nobody else has its base commit")
     else:

@@ -721,7 +721,7 @@ def find_candidates(
     for an unknown series, an empty folder, a tree that was not named.
     """
     if not directory.is_dir():
-        raise UsageError(f"{directory} is no folder", hint="name a folder with patches")
+        raise UsageError(f"{directory} is not a folder", hint="name a folder with patches")
     if (directory / "series.yaml").is_file():
         return _layout(directory, tree, only)
     if not patch_files(directory):

@@ -58,7 +58,7 @@ def parse(output: str) -> tuple[Reading, ...]:
         else:
             test, factor = f"latency-{kind}", TO_US.get(unit)
         if factor is None:
-            raise MeasurementError(f"{TOOL}: '{unit}' is no unit of its {quantity.lower()}")
+            raise MeasurementError(f"{TOOL}: '{unit}' is not a unit of {quantity.lower()}")
         columns = _COLUMNS.match(next(lines, ""))
         rows = [_ROW.match(next(lines, "")) for _ in range(gpus)]
         cells = [row[2].split() for row in rows if row and columns]

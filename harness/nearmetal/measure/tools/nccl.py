@@ -53,7 +53,7 @@ def parse(document: str, ranks: int | None = None) -> tuple[Reading, ...]:
     _enough(_ranks(found), ranks)
     sides: list[_Side] = []
     if not all(isinstance(result, dict) for result in results):
-        raise MeasurementError(f"{TOOL}: its file has results that are none")
+        raise MeasurementError(f"{TOOL}: its file has invalid results")
     for result in results:
         # the only place in which keys of a row are numbers
         named = {key: str(result.get(key)).strip() for key in ("size", "type", "redop", "root")}
@@ -63,7 +63,7 @@ def parse(document: str, ranks: int | None = None) -> tuple[Reading, ...]:
                 continue
             size = named["size"]
             if not size.isdigit():
-                raise MeasurementError(f"{TOOL}: '{size}' is no size of a result")
+                raise MeasurementError(f"{TOOL}: '{size}' is not a size")
             _right(side.get("nwrong"), size)
             algbw, busbw = (
                 amount(TOOL, side.get(which, ""), f"the bandwidth of {size}")

@@ -45,7 +45,7 @@ def parse(output: str, wanted: Collection[str] = ()) -> tuple[Reading, ...]:
         raise MeasurementError(f"{TOOL}: its JSON has no 'nvbandwidth'", detail=output[:500])
     tests = document.get("testcases") or []
     if not isinstance(tests, list) or not all(isinstance(test, dict) for test in tests):
-        raise MeasurementError(f"{TOOL}: its JSON has tests that are none", detail=output[:500])
+        raise MeasurementError(f"{TOOL}: its JSON has invalid tests", detail=output[:500])
     # v0.8 keeps an error of a running test beside the tests
     error = document.get("error") or next(
         (test.get("error") for test in tests if test.get("error")), None
@@ -83,7 +83,7 @@ def _cells(test: dict[str, Any]) -> list[Reading]:
     elif unit and unit[1] in TO_US:
         quantity, factor = "latency", TO_US[unit[1]]
     else:
-        raise MeasurementError(f"{TOOL}: {name}: no unit that is known in '{description}'")
+        raise MeasurementError(f"{TOOL}: {name}: no known unit in '{description}'")
     matrix = _last(name, test)
     found = [
         Reading(

@@ -61,7 +61,7 @@ def parse(output: str, document: str | None = None) -> tuple[Reading, ...]:
     factor = TO_GB_S.get(head[2])
     if factor is None or head[1] != head[2]:
         raise MeasurementError(
-            f"{TOOL}: '{head[2]}' is no unit that is known", hint=f"known: {', '.join(TO_GB_S)}"
+            f"{TOOL}: '{head[2]}' is not a known unit", hint=f"known: {', '.join(TO_GB_S)}"
         )
     order = _ORDER.search(output)
     context = {
