@@ -33,12 +33,12 @@ from nearmetal.core.text import number
 from nearmetal.report.cards import cards, short
 from nearmetal.report.document import find_logs, publish, read, write, write_atomically
 from nearmetal.report.junit import junit
+from nearmetal.report.markdown import update_readme
 from nearmetal.report.page import render_html
 from nearmetal.report.plot import draw
 from nearmetal.report.tables import (
     render_readme_table,
     render_terminal,
-    update_readme,
     verdict,
 )
 
@@ -655,3 +655,18 @@ def test_names_stay_readable_on_a_narrow_terminal() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(render_terminal(dataclasses.replace(REPORT, measurements=(wide,))))
     assert wide.name[:24] in console.export_text()
+
+
+def test_a_readme_may_ask_for_the_headlines(tmp_path: Path) -> None:
+    headline = Headline("lspci.userspace_exits", "exits of one pass", rows={"path": "cf8"})
+    feature = Feature("pci-config-cache", "Serves them.", (headline,))
+    rows = (
+        made.row(1664, name="lspci.userspace_exits", testbed="amd", path="cf8"),
+        made.row(
+            565, name="lspci.userspace_exits", variant="on", series="pci-config-cache",
+            testbed="amd", path="cf8",
+        ),
+    )  # fmt: skip
+    report = dataclasses.replace(REPORT, measurements=rows, series=(feature,))
+    text = update_readme("<!-- results:begin headlines -->\n<!-- results:end -->\n", report)
+    assert "| `pci-config-cache` | exits of one pass (amd) | 1664 | **565** | exits |" in text

@@ -16,7 +16,7 @@ from ..judging import judge
 from ..judging.again import judge_again
 from ..judging.load import load_checks
 from ..patches.series import features, load_series
-from ..report import compare, document, tables
+from ..report import compare, document, markdown, tables
 from ..report.text import render_text
 from .common import Commands, common_options, folder_of
 
@@ -105,7 +105,7 @@ def command(options: argparse.Namespace, conf: Settings) -> int:
         print(render_text(whole, options.series, options.metric))
     elif options.readme:
         text = options.readme.read_text(encoding="utf-8")
-        document.write_atomically(options.readme, tables.update_readme(text, whole))
+        document.write_atomically(options.readme, markdown.update_readme(text, whole))
     elif options.html:
         document.write_pages(whole, folder if folder.is_dir() else folder.parent)
     elif options.checks:

@@ -209,18 +209,3 @@ def shared_context(rows: Sequence[Measurement]) -> dict[str, str]:
         for key, value in first.items()
         if all(row.where.get(key) == value for row in rows)
     }
-
-
-def update_readme(readme: str, report: Report) -> str:
-    """The README's text with its table of results replaced.
-
-    Raises UsageError where the markers do not stand there once each, in order.
-    """
-    begins, end = list(README_BEGIN.finditer(readme)), readme.find(README_END)
-    if len(begins) != 1 or readme.count(README_END) != 1 or begins[0].start() > end:
-        raise UsageError(
-            "the file has no markers for the table of results",
-            hint=f"put a line '<!-- results:begin -->' and below it '{README_END}' into it",
-        )
-    head = readme[: begins[0].end()]
-    return f"{head}\n{render_readme_table(report, begins[0]['rows'])}{readme[end:]}"
