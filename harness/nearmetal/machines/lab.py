@@ -121,7 +121,9 @@ class Lab:
                 roles.insert(0, ("host-kernel", config.linux_patches))
             for role, patches in roles:
                 if (users := given[role]) is not None:
-                    note.add(role, config, own.sources[role], users.sha256, fresh=users.fresh)
+                    # what the user built makes no run a cold one
+                    fresh = users.fresh and settings.linux_tree is not None
+                    note.add(role, config, own.sources[role], users.sha256, fresh=fresh)
                     continue
                 linux = obtain(settings, cache, "linux")
                 kernel = builds.kernel(settings, cache, linux, patches=patches)
@@ -131,7 +133,8 @@ class Lab:
                 note.add(role, config, linux, kernel.sha256, names, fresh=fresh)
             if own.qemu is not None:
                 source = own.sources["host-qemu"]
-                note.add("host-qemu", config, source, own.qemu.sha256, fresh=own.qemu.fresh)
+                fresh = own.qemu.fresh and settings.qemu_tree is not None
+                note.add("host-qemu", config, source, own.qemu.sha256, fresh=fresh)
                 continue
             patches = config.qemu_patches
             qemu = obtain(settings, cache, "qemu")
