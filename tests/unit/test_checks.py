@@ -786,8 +786,36 @@ def test_pages_that_are_mapped_pass(defaults: tuple[Check, ...]) -> None:
     rows, plan = mapped()
     results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
     mine = {name: status for name, status in results.items() if name.startswith("pci-ecam.")}
+    assert mine.pop("pci-ecam.takes-fewer-exits-with-the-cache") == "skip"
     assert len(mine) == 4
     assert set(mine.values()) == {"pass"}, mine
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("lspci.userspace_exits", 60, "pass"),
+        ("lspci.userspace_exits", 67, "fail"),
+        ("ecam.read_exits", 1, "fail"),
+        ("lspci.byte_mismatches", 1, "fail"),
+    ],
+)
+def test_both_ways_together(
+    defaults: tuple[Check, ...], name: str, value: float, status: str
+) -> None:
+    rows, _ = cached()
+    pair = "pci-config-cache+pci-ecam"
+    usual = {"lspci.userspace_exits": 60.0, "ecam.read_exits": 0.0, "lspci.byte_mismatches": 0.0}
+    usual[name] = float(value)
+    both = [
+        changed(one, series=pair, values=[usual.get(one.name, one.median)] * 2)
+        for one in rows
+        if one.variant == "on"
+    ]
+    on = [Config("on", "pci-config-cache"), Config("on", pair, tests=("lspci",))]
+    plan = made.plan(TESTS, ["vanilla", *on], testbed="amd")
+    results = {one.name: one.status for one in judge(defaults, [*rows, *both], (), (), plan)}
+    assert results["pci-ecam.takes-fewer-exits-with-the-cache"] == status
 
 
 @pytest.mark.parametrize(
