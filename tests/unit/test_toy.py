@@ -174,6 +174,43 @@ def test_a_guest_that_breaks_is_an_error_of_its_subject_alone(
     assert len(found.measurements) == 3
 
 
+def test_a_test_with_a_fault_of_its_own_takes_no_other_unit_along(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's test must not cost the hours that were measured before it."""
+    faulty = TOY.replace("    out =", "    if bench.variant == 'off':\n        1 / 0\n    out =")
+    (toy / "nm_toy.py").write_text(faulty)
+    settings = Settings(toy, toy / "cache", toy / "results")
+    lab = fakes.FakeLab(settings, Cache(toy / "cache"), equipment=plan.equipment_of("amd"))
+    fakes.install(monkeypatch, lab)
+    status, folder = execute.execute(settings, execute.Options(tests=("toy",)))
+    found = document.read(folder)
+    assert status == Exit.FAILED
+    bad = {one.name: one.reason for one in found.checks if one.status == "error"}
+    assert "the test toy has a fault: ZeroDivisionError" in bad["measured:toy:off"]
+    assert len(found.measurements) == 3
+    (log,) = (folder / "logs").rglob("*-fault.log")
+    assert "Traceback" in log.read_text()
+
+
+def test_what_a_set_up_leaves_behind_fails_what_was_measured_in_it(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = TOY.replace("control=True", "control=True, after=broken").replace(
+        "TEST = Test(",
+        "def broken(host):\n    from nearmetal.core.errors import MeasurementError\n"
+        "    raise MeasurementError('ports no longer redirect')\n\n\nTEST = Test(",
+    )
+    (toy / "nm_toy.py").write_text(left)
+    settings = Settings(toy, toy / "cache", toy / "results")
+    lab = fakes.FakeLab(settings, Cache(toy / "cache"), equipment=plan.equipment_of("amd"))
+    fakes.install(monkeypatch, lab)
+    _, folder = execute.execute(settings, execute.Options(tests=("toy",)))
+    bad = [one for one in document.read(folder).checks if one.name.startswith("measured:")]
+    assert [one.name for one in bad] == ["measured:toy:on-asked-for-toy-series"]
+    assert "ports no longer redirect" in bad[0].reason
+
+
 def test_a_host_that_does_not_boot_fails_all_that_is_planned_on_it(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from ..core import ui
 from ..core.cache import Cache
-from ..core.errors import EnvironmentBroken, Exit, MeasurementError, UsageError
+from ..core.errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, UsageError
 from ..core.model import (
     CheckResult,
     Measurement,
@@ -308,10 +309,10 @@ def measure_units(
     lab: Lab, host: Host, work: Sequence[Work], logs: Path, found: Gathered, *, keep: bool = False
 ) -> None:
     """Measure units that share a guest, one after another; what breaks is gathered as missing."""
-    left = [one for one in work if one.test.lacks(host.equipment, one.unit) is None]
-    if not left:
+    able = [one for one in work if one.test.lacks(host.equipment, one.unit) is None]
+    if not able:
         return
-    first = left[0]
+    first, left = able[0], list(able)
     try:
         host.forget_log()
         with ExitStack() as stack:
@@ -333,7 +334,8 @@ def measure_units(
             first.setup.after(host)
     except MeasurementError as error:
         ui.tell_error(error)
-        _give_up(left or work, error, found)
+        # a guest or a host that was found broken at the end has spoiled all of them
+        _give_up(left or able, error, found)
 
 
 @contextmanager
@@ -363,6 +365,13 @@ def _one_unit(bench: Bench, one: Work, found: Gathered) -> bool:
             ui.tell_error(error)
             _give_up([one], error, found)
             return True
+        except (NearmetalError, OSError):  # no disk, no network: nothing can go on
+            raise
+        except Exception as error:
+            fault = _fault(error, one, bench)
+            ui.tell_error(fault)
+            _give_up([one], fault, found)
+            return True
     for row in rows:
         match row:
             case Measurement():
@@ -372,6 +381,17 @@ def _one_unit(bench: Bench, one: Work, found: Gathered) -> bool:
             case Skipped():
                 found.skipped.append(row)
     return False
+
+
+def _fault(error: Exception, one: Work, bench: Bench) -> MeasurementError:
+    """What is said of a test that broke by a mistake of its own: other units go on."""
+    log = bench.logs / f"{bench.label}-{one.test.name}-fault.log"
+    log.write_text("".join(traceback.format_exception(error)))
+    return MeasurementError(
+        f"the test {one.test.name} has a fault: {type(error).__name__}: {error}",
+        hint=f"the traceback is in {log}",
+        detail="".join(traceback.format_exception(error)[-3:]).rstrip(),
+    )
 
 
 def _give_up(work: Sequence[Work], error: MeasurementError, found: Gathered) -> None:
