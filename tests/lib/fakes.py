@@ -221,6 +221,8 @@ class FakeLab:
     hosts_broken: list[Exception] = dataclasses.field(default_factory=list)
     """What breaks every host's boot, if anything."""
     booted: list[str] = dataclasses.field(default_factory=list)
+    guests: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """What guests were made with, by label: ``parts`` and ``modules``."""
     programs: dict[str, Path] = dataclasses.field(default_factory=dict)
     """Stand-ins for QEMU, by the label of the variant."""
 
@@ -233,8 +235,10 @@ class FakeLab:
     @contextlib.contextmanager
     def host(self, config: Config, logs: Path, **how: Any) -> Iterator[Host]:
         """This machine."""
-        name = "patched" if config.linux_patches else "vanilla"
-        name += "".join(f" {key}" for key, value in how.items() if value and key != "iommu")
+        words = ["patched" if config.linux_patches else "vanilla"]
+        words += [] if how.get("iommu", True) else ["without iommu"]
+        words += ["with ats"] if how.get("ats") else []
+        name = " ".join(words)
         self.booted.append(name)
         if self.hosts_broken:
             raise self.hosts_broken[0]
@@ -252,9 +256,10 @@ class FakeLab:
 
     @contextlib.contextmanager
     def guest(
-        self, host: Host, config: Config, logs: Path, *, label: str, **_: Any
+        self, host: Host, config: Config, logs: Path, *, label: str, **how: Any
     ) -> Iterator[Guest]:
         """A shell on this machine."""
+        self.guests[label] = how
         self._up(label)
         yield guest(host, label)
 
