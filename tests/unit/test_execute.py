@@ -12,13 +12,13 @@ from lib import fakes
 from lib import results as made
 
 from nearmetal.core.cache import Cache
-from nearmetal.core.model import Subject
+from nearmetal.core.model import Measurement, Subject
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import GuestParts
 from nearmetal.machines.host import Host
 from nearmetal.machines.shell import Shell
 from nearmetal.measure import bench
-from nearmetal.measure.api import Setup, Test, Unit
+from nearmetal.measure.api import Metric, Setup, Test, Unit
 from nearmetal.patches.variants import Config
 from nearmetal.runs import execute
 from nearmetal.runs import plan as plans
@@ -42,7 +42,14 @@ SETUPS = (
     Setup("shaped", shape=larger),
     Setup("modules", modules={"kvm_amd": {"other": "Y"}}),
 )
-TOY = Test("toy", "A toy", nothing_measured, (), order=1, setups=SETUPS)
+
+
+def at_the_end(rows: list[Measurement]) -> list[Measurement]:
+    return [made.row(len(rows), name="toy.rows", unit="rows")]
+
+
+METRIC = Metric("toy.rows", "rows", "rows before this one", derived=at_the_end)
+TOY = Test("toy", "A toy", nothing_measured, (METRIC,), order=1, setups=SETUPS)
 
 
 @pytest.fixture
@@ -59,6 +66,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fakes.FakeLab:
     share = execute.Share(settings, ("toy",), equipment, tuple(work), None)
     gathered = execute._measure(cast(Any, found), share, tmp_path, keep=False)
     assert gathered.missing == []
+    assert [row.values for row in gathered.measurements] == [(0.0,)]
     return found
 
 
