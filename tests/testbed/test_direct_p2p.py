@@ -867,7 +867,9 @@ def run_selftest(conf: Settings, cache: Cache, host: Host, functions: Sequence[s
     """What the kernel's own selftest says about the functions; it must not fail."""
     config = patched_config(conf)
     linux = sources.obtain(conf, cache, "linux")
-    folder = builds.vfio_selftests(conf, cache, linux, (SELFTEST,), patches=config.linux_patches)
+    folder = builds.kernel_selftests(
+        conf, cache, linux, "vfio", (SELFTEST,), patches=config.linux_patches
+    )
     done = host.shell.run(
         " ".join([host.place(folder / SELFTEST), *functions]),
         deadline_s=SELFTEST_DEADLINE_S,

@@ -111,7 +111,9 @@ def on_functions(
 ) -> dict[str, Result]:
     linux = sources.obtain(conf, cache, "linux")
     programs = (*ON_DISK, ON_PF)
-    folder = builds.vfio_selftests(conf, cache, linux, programs, patches=config.linux_patches)
+    folder = builds.kernel_selftests(
+        conf, cache, linux, "vfio", programs, patches=config.linux_patches
+    )
     found = {}
     with booted(conf, cache, config, logs) as host:
         functions = {
@@ -159,8 +161,8 @@ def test_iommufd(conf: Settings, cache: Cache, tmp_path: Path) -> None:
     found = []
     for config in configs(conf):
         linux = sources.obtain(conf, cache, "linux")
-        folder = builds.iommufd_selftests(
-            conf, cache, linux, ON_IOMMUFD, patches=config.linux_patches
+        folder = builds.kernel_selftests(
+            conf, cache, linux, "iommu", ON_IOMMUFD, patches=config.linux_patches
         )
         here: dict[str, Result] = {}
         with booted(conf, cache, config, tmp_path, "iommufd-test.config") as host:

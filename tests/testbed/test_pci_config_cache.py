@@ -58,7 +58,7 @@ def selftest(
     options: str = "",
 ) -> None:
     linux = sources.obtain(conf, cache, "linux")
-    folder = builds.kvm_selftests(conf, cache, linux, SELFTESTS, patches=on.linux_patches)
+    folder = builds.kernel_selftests(conf, cache, linux, "kvm", SELFTESTS, patches=on.linux_patches)
     name = Path(program).name
     words = f" -s {SEED}{options}" if "pci_config" in name else ""
     machine.forget_log()

@@ -108,7 +108,9 @@ def selftest(
 ) -> None:
     """Run one of KVM's selftests; neither a failure nor a skip is taken for a pass."""
     linux = sources.obtain(conf, cache, "linux")
-    folder = builds.kvm_selftests(conf, cache, linux, programs, patches=config.linux_patches)
+    folder = builds.kernel_selftests(
+        conf, cache, linux, "kvm", programs, patches=config.linux_patches
+    )
     name = Path(program).name
     machine.forget_log()
     done = machine.shell.run(

@@ -228,7 +228,9 @@ def test_selftest_passes(conf: Settings, cache: Cache, place: Place, mode: str) 
     """The kernel's own, without a VM and with one; a skip that is not expected is no pass."""
     config = patched_config(conf, NEEDED)
     linux = sources.obtain(conf, cache, "linux")
-    folder = builds.vfio_selftests(conf, cache, linux, (SELFTEST,), patches=config.linux_patches)
+    folder = builds.kernel_selftests(
+        conf, cache, linux, "vfio", (SELFTEST,), patches=config.linux_patches
+    )
     program = place.host.place(folder / SELFTEST)
     with place.driver(mode):
         function = place.host.functions["imc"]

@@ -20,7 +20,7 @@ from .images import (
 from .linux import Kernel, kernel
 from .own import kernel_of_build, kernel_of_tree, qemu_of_build, qemu_of_tree
 from .recipe import BuildFailed, ccache, first_errors
-from .selftests import iommufd_selftests, kvm_selftests, vfio_selftests
+from .selftests import kernel_selftests
 
 __all__ = [
     "OVMF_CODE",
@@ -38,17 +38,15 @@ __all__ = [
     "first_errors",
     "image",
     "initramfs",
-    "iommufd_selftests",
     "kernel",
+    "kernel_selftests",
     "kernel_of_build",
     "kernel_of_tree",
     "keys",
-    "kvm_selftests",
     "ovmf",
     "probes",
     "qemu",
     "qemu_of_build",
     "qemu_of_tree",
     "qemu_python",
-    "vfio_selftests",
 ]

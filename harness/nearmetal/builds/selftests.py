@@ -13,54 +13,20 @@ from ..sources.archive import Source
 from . import recipe
 
 
-def kvm_selftests(
-    settings: Settings,
-    cache: Cache,
-    source: Source,
-    programs: Sequence[str],
-    *,
-    patches: Sequence[Path] = (),
-) -> Path:
-    """The folder of KVM's selftests (tools/testing/selftests/kvm) of a tree, linked statically.
-
-    ``programs`` are names as in its Makefile, such as ``x86/userspace_io_test``; they lie in
-    the folder by their last part. Raises BuildFailed.
-    """
-    return _selftests(settings, cache, source, "kvm", programs, patches)
-
-
-def vfio_selftests(
-    settings: Settings,
-    cache: Cache,
-    source: Source,
-    programs: Sequence[str],
-    *,
-    patches: Sequence[Path] = (),
-) -> Path:
-    """The same of VFIO's selftests (tools/testing/selftests/vfio)."""
-    return _selftests(settings, cache, source, "vfio", programs, patches)
-
-
-def iommufd_selftests(
-    settings: Settings,
-    cache: Cache,
-    source: Source,
-    programs: Sequence[str],
-    *,
-    patches: Sequence[Path] = (),
-) -> Path:
-    """The same of iommufd's selftests (tools/testing/selftests/iommu)."""
-    return _selftests(settings, cache, source, "iommu", programs, patches)
-
-
-def _selftests(
+def kernel_selftests(
     settings: Settings,
     cache: Cache,
     source: Source,
     part: str,
     programs: Sequence[str],
-    patches: Sequence[Path],
+    *,
+    patches: Sequence[Path] = (),
 ) -> Path:
+    """The folder of selftests of a tree, tools/testing/selftests/``part``, linked statically.
+
+    ``part`` is ``kvm``, ``vfio`` or ``iommu``; ``programs`` are names as in its Makefile, such as
+    ``x86/userspace_io_test``, and lie in the folder by their last part. Raises BuildFailed.
+    """
     what = f"the {part.upper()} selftests of Linux {source.version}"
 
     def build(work: Path) -> None:

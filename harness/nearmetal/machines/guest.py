@@ -32,7 +32,7 @@ from ..core.errors import EnvironmentBroken, MeasurementError
 from .console import UP, Console
 from .equipment import ARRANGED
 from .host import Host
-from .shell import Address, Running, Shell, connect
+from .shell import Address, Running, Shell, connect, free_port_on
 
 BOOT_DEADLINE_S = 600.0
 """On a busy machine a guest of the emulated Intel host took 230 s."""
@@ -292,12 +292,8 @@ def _powered_guest(
     name = f"nearmetal-{os.urandom(4).hex()}"
     folder = f"{host.work}/vm-{name}"
     shell = host.shell
-    free = (
-        'for p in $(seq 40022 40099); do grep -qi ":$(printf %04X $p) 00000000:0000 0A" '
-        "/proc/net/tcp || { echo $p; break; }; done"
-    )
     shell.run(f"mkdir -p {shlex.quote(folder)} && : > {shlex.quote(folder)}/console")
-    port = int(shell.run(free).stdout.strip() or "0")
+    port = free_port_on(shell, 40022, 40099)
     line = command_line(
         parts,
         program=host.place(parts.qemu.program),

@@ -359,3 +359,19 @@ def digest_of(path: Path) -> str:
     """A short name for a file's content on a remote machine."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:20]
+
+
+def free_port_on(shell: Shell, first: int, last: int) -> int:
+    """A TCP port of a machine that nobody listens at, of a range; MeasurementError if none is."""
+    script = (
+        f"for p in $(seq {first} {last}); do "
+        "cat /proc/net/tcp /proc/net/tcp6 2>/dev/null "
+        '| grep -qi ":$(printf %04X $p) [0-9A-F:]* 0A" || { echo $p; break; }; done'
+    )
+    port = shell.run(script).stdout.strip()
+    if not port:
+        raise MeasurementError(
+            f"{shell.name}: all ports from {first} to {last} are taken",
+            hint="what listens at them? left-over VMs, or servers of tools",
+        )
+    return int(port)

@@ -21,7 +21,7 @@ from ...core.model import VARIANTS, Measurement, Missing, Skipped
 from ...machines.equipment import PCIE, Equipment
 from ...machines.host import Host
 from ...machines.inventory import GUEST, HOST, End, Tool
-from ...machines.shell import Running, Shell, connect
+from ...machines.shell import Running, Shell, connect, free_port_on
 from ...probes import topology, ways
 from ..api import ANY, Metric, Setup, Test, Unit
 from ..bench import Bench, Found, Row
@@ -222,18 +222,12 @@ def _arguments(tool: Tool) -> tuple[str, ...]:
 
 # --- perftest --------------------------------------------------------------------------------
 
-_FREE_PORT = (
-    "for p in $(seq 18515 18614); do "
-    'cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qi ":$(printf %04X $p) [0-9A-F:]* 0A" '
-    "|| { echo $p; break; }; done"
-)
-
 
 def _perftest(tool: Tool, places: Sequence[Shell], keep: Keep) -> tuple[Reading, ...]:
     client, server = places
     near, far = tool.ends
     assert far.address is not None
-    port = server.run(_FREE_PORT).stdout.strip()
+    port = str(free_port_on(server, 18515, 18614))
     common = ["-F", "--report_gbits", "-p", port, *_arguments(tool)]
     with (
         _folder(client) as folder,
