@@ -6,6 +6,7 @@ This is where the patch layer (trees, validate), which knows of no cache, meets 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,7 +114,9 @@ def run_validate(
             name, source.folder, source.version, repo, setup(settings, cache, name)
         )
     scratch = cache.root / "validate"
-    with cache.lock("validate"):
+    with contextlib.ExitStack() as locks:
+        for name in sorted(needed):  # in one order: two that need two trees wait, never for each other
+            locks.enter_context(cache.lock(f"validate-{name}"))
         scratch.mkdir(exist_ok=True)
         found = [*findings, *form.check_form(candidates)]
         found += validate.validate(candidates, needed, scratch, quick=quick)

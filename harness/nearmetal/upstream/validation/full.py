@@ -28,9 +28,9 @@ def full(
     ``scratch`` is that of validate.validate(), and so is what is raised.
     """
     findings: list[Finding] = []
-    times = Times(scratch / "times.json")
     for tree in trees_needed(candidates):
         base = bases[tree]
+        times = Times(scratch / f"times-{tree}.json")
         work = WorkTree.open(base, scratch.resolve() / tree)
         chosen = [one for one in candidates if one.series.tree == tree]
         for candidate in sorted(chosen, key=lambda one: one.series.order):
