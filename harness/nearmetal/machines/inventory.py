@@ -15,6 +15,7 @@ from ..core.errors import UsageError
 from ..core.model import Variant
 from ..core.schema import StrictLoader
 from ..core.text import nearest
+from . import sshconfig
 from .inventory_rules import COMMANDS, GUEST, HOST, TOOLS, Mistake, mistakes, variant_of
 from .shell import Address
 
@@ -165,12 +166,12 @@ def _server(name: str, entry: Mapping[str, Any]) -> Server:
 
 
 def _address(login: Mapping[str, Any]) -> Address:
-    return Address(
+    return sshconfig.resolve(
         login["address"],
-        login.get("port", 22),
-        login.get("user", "root"),
-        Path(login["key"]).expanduser() if "key" in login else None,
-        login.get("host_key"),
+        port=login.get("port"),
+        user=login.get("user"),
+        key=Path(login["key"]).expanduser() if "key" in login else None,
+        host_key=login.get("host_key"),
     )
 
 

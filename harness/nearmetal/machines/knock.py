@@ -16,7 +16,12 @@ def knock(name: str, address: Address, *, deadline_s: float = 10.0) -> None:
     Raises UsageError for a name that doesn't resolve, and EnvironmentBroken at once where the
     connection is refused or what answers is no SSH server, or when nothing has answered within
     ``deadline_s`` seconds. A port that is open and silent may be a slow machine's: that is told.
+    Of a machine behind others the first that is met is knocked at; behind a command, none is.
     """
+    while address.jump is not None:
+        name, address = f"{name}'s jump host", address.jump
+    if address.proxy is not None:
+        return
     where = f"{address.host}, port {address.port}"
     try:
         with socket.create_connection((address.host, address.port), timeout=deadline_s) as there:

@@ -50,7 +50,7 @@ def noted(cache: Cache, what: Session) -> Iterator[None]:
         if address is None:
             return None
         return {
-            "host": address.host,
+            "host": address.alias or address.host,
             "port": address.port,
             "user": address.user,
             "key": str(address.key) if address.key else None,

@@ -35,6 +35,8 @@ class Address:
 
     ``key`` is a private key file (None: the SSH agent and the user's default keys);
     ``host_key`` is the machine's public key as ``type base64`` (None: known_hosts decides).
+    ``jump`` is a machine that the connection goes through, ``proxy`` a command that makes it, and
+    ``alias`` the user's own name for the machine, as ssh's configuration has them.
     """
 
     host: str
@@ -42,6 +44,9 @@ class Address:
     user: str = "root"
     key: Path | None = None
     host_key: str | None = None
+    jump: Address | None = None
+    proxy: str | None = None
+    alias: str | None = None
 
     def __str__(self) -> str:
         return f"{self.user}@{self.host}:{self.port}"
@@ -88,6 +93,8 @@ class Shell:
         self.console: Console | None = None
         self.autopsy: Callable[[], str] | None = None
         """Tells more of a machine that does not answer any more."""
+        self.jump: Shell | None = None
+        """The connection that this one goes through, if it is this one's alone."""
         self._client = client
 
     def _last_words(self) -> str:
@@ -232,8 +239,10 @@ class Shell:
             ) from None
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and that to its jump host."""
         self._client.close()
+        if self.jump is not None:
+            self.jump.close()
 
 
 def _feed(feed: BinaryIO, channel: paramiko.Channel) -> None:
@@ -264,6 +273,28 @@ def connect(
     ``refused_ends`` there is none once the machine refuses the connection. Raises
     UsageError for a wrong key or user, EnvironmentBroken where nothing answers.
     """
+    if through is None and address.jump is not None:
+        jump = connect(
+            f"{name}'s jump host",
+            address.jump,
+            deadline_s=deadline_s,
+            alive=alive,
+            refused_ends=refused_ends,
+        )
+        try:
+            shell = connect(
+                name,
+                address,
+                deadline_s=deadline_s,
+                through=jump,
+                alive=alive,
+                refused_ends=refused_ends,
+            )
+        except BaseException:
+            jump.close()
+            raise
+        shell.jump = jump
+        return shell
     end = time.monotonic() + deadline_s
     last = "no answer"
     while True:
@@ -278,8 +309,10 @@ def connect(
         else:
             client.load_system_host_keys()
         try:
-            sock = None
-            if through is not None:
+            sock: paramiko.Channel | paramiko.ProxyCommand | None = None
+            if through is None and address.proxy is not None:
+                sock = paramiko.ProxyCommand(address.proxy)
+            elif through is not None:
                 sock = through.transport.open_channel(
                     "direct-tcpip",
                     (address.host, address.port),

@@ -115,7 +115,9 @@ def run_validate(
         )
     scratch = cache.root / "validate"
     with contextlib.ExitStack() as locks:
-        for name in sorted(needed):  # in one order: two that need two trees wait, never for each other
+        for name in sorted(
+            needed
+        ):  # in one order: two that need two trees wait, never for each other
             locks.enter_context(cache.lock(f"validate-{name}"))
         scratch.mkdir(exist_ok=True)
         found = [*findings, *form.check_form(candidates)]
