@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 from pathlib import Path
 
 import pytest
@@ -113,11 +112,11 @@ def test_the_machine_that_is_met_first_is_knocked_at() -> None:
         connect("gpu2", behind, deadline_s=5, refused_ends=True)
 
 
-def test_a_command_makes_the_connection(tmp_path: Path) -> None:
+def test_a_command_makes_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command's output is what SSH reads: here it ends at once, and that is told."""
+    monkeypatch.setattr("nearmetal.machines.shell._HANDSHAKE_S", 1.0)
     asked = tmp_path / "asked"
     there = Address("gpu4", proxy=f"sh -c 'echo met > {asked}'")
-    done = threading.Event()
     with pytest.raises(EnvironmentBroken, match="gpu4: no SSH at root@gpu4:22"):
-        connect("gpu4", there, deadline_s=1, alive=lambda: done.set())
+        connect("gpu4", there, deadline_s=1)
     assert asked.read_text() == "met\n"
