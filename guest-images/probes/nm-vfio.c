@@ -12,10 +12,16 @@
  *	token BDF TOKEN		of the PF's user
  *	close BDF
  *	set BDF FLAGS COUNT ARGSZ [ID]...	VFIO_DEVICE_FEATURE_PCI_DIRECT_P2P; an
- *				ARGSZ of 0 is what COUNT demands
+ *				ARGSZ of 0 is what COUNT demands. With the flag for it an
+ *				eventfd of the process is given, see events
  *	set-failing BDF NTH ID	claims; the NTH allocation from there on fails: "failed" is
  *				whether there were so many
- *	get BDF			"flags"
+ *	get BDF			"flags", "suspends"
+ *	events			"count": how often the eventfd was signalled since it was
+ *				last asked
+ *	config BDF OFFSET BYTES	"value": of its config space
+ *	config BDF OFFSET BYTES VALUE	writes it
+ *	low-power BDF 0|1	lets it leave D0, or ends that
  *	probe BDF		whether the feature is there, for SET
  *	reset BDF
  *	hot-reset BDF
@@ -24,7 +30,9 @@
  *	write BDF ADDRESS COUNT	COUNT times 4096 bytes: "bytes" that the
  *				controller says it has written
  *	read BDF ADDRESS	8 bytes, "value": what the controller has read
- *	flood BDF ADDRESS	writes until the process ends
+ *	flood BDF ADDRESS	writes until the process ends; "flooded" is how many times
+ *				up to then
+ *	flooded
  *	claims BDF ID SECONDS ACS...	claims and gives back
  *	opens BDF SECONDS TIMES ACS...	opens and closes, from a context of its own,
  *				until that succeeded so many times (0: always)
@@ -48,6 +56,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -66,6 +75,9 @@
 #define FEATURE_VF_TOKEN	0
 #define FEATURE_DMA_BUF		11
 #define FEATURE_DIRECT_P2P	14
+#define FEATURE_LOW_POWER_ENTRY	3
+#define FEATURE_LOW_POWER_EXIT	5
+#define DIRECT_P2P_EVENTFD	8
 #define MAP_FIXED_RW	7
 
 struct bind_iommufd {
@@ -104,7 +116,9 @@ struct dma_buf {
 
 struct direct_p2p {
 	struct vfio_device_feature head;
-	uint32_t flags, count, ids[MOST_IDS];
+	uint32_t flags, count;
+	int32_t eventfd;
+	uint32_t suspends, ids[MOST_IDS];
 };
 
 /* Of the NVMe specification: registers, commands, and the queues of 16 entries */
@@ -147,6 +161,8 @@ struct device {
 static struct device devices[16];
 static int iommufd = -1;
 static uint32_t ioas;
+static int events = -1;
+static volatile uint64_t flooded;
 
 static int fail(void)
 {
@@ -260,6 +276,11 @@ static int set(int fd, uint32_t flags, uint32_t count, uint32_t argsz, const uin
 {
 	struct direct_p2p args = { .flags = flags, .count = count };
 
+	if (flags & DIRECT_P2P_EVENTFD) {
+		if (events < 0)
+			events = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+		args.eventfd = events;
+	}
 	args.head.argsz = argsz ? argsz : offsetof(struct direct_p2p, ids) + 4 * count;
 	args.head.flags = VFIO_DEVICE_FEATURE_SET | FEATURE_DIRECT_P2P;
 	memcpy(args.ids, ids, sizeof(args.ids));
@@ -290,7 +311,7 @@ static int set_failing(int fd, unsigned int nth, const uint32_t *ids, uint64_t *
 	return ret;
 }
 
-static int get(int fd, uint32_t *flags)
+static int get(int fd, uint32_t *flags, uint32_t *suspends)
 {
 	struct direct_p2p args = {};
 
@@ -299,6 +320,7 @@ static int get(int fd, uint32_t *flags)
 	if (ioctl(fd, VFIO_DEVICE_FEATURE, &args))
 		return fail();
 	*flags = args.flags;
+	*suspends = args.suspends;
 	return 0;
 }
 
@@ -388,6 +410,30 @@ static int wait_ready(struct device *d, uint32_t ready)
 		usleep(1000);
 	}
 	return 0;
+}
+
+static int low_power(int fd, int enter)
+{
+	struct vfio_device_feature args = { .argsz = sizeof(args) };
+
+	args.flags = VFIO_DEVICE_FEATURE_SET |
+		     (enter ? FEATURE_LOW_POWER_ENTRY : FEATURE_LOW_POWER_EXIT);
+	return ioctl(fd, VFIO_DEVICE_FEATURE, &args) ? fail() : 0;
+}
+
+static int config(int fd, uint64_t at, uint64_t bytes, int write, uint64_t *value)
+{
+	struct vfio_region_info info;
+	int ret = region(fd, VFIO_PCI_CONFIG_REGION_INDEX, &info);
+	ssize_t done;
+
+	if (ret)
+		return ret;
+	if (bytes > sizeof(*value))
+		return EINVAL;
+	done = write ? pwrite(fd, value, bytes, info.offset + at)
+		     : pread(fd, value, bytes, info.offset + at);
+	return done == (ssize_t)bytes ? 0 : fail();
 }
 
 /* Bus mastering and memory decoding on, as a driver would do it */
@@ -512,7 +558,7 @@ static void *flood(void *arg)
 	struct flood *f = arg;
 
 	while (identify(f->device, f->address) >= 0)
-		;
+		flooded++;
 	return NULL;
 }
 
@@ -702,6 +748,12 @@ static void obey(char **words, int count)
 		ret = bar_by_sysfs(bdf, word(words, count, 2), word(words, count, 3),
 				   word(words, count, 4), *command == 'd', &value);
 		answer(ret, "bytes", value);
+	} else if (!strcmp(command, "events")) {
+		if (read(events, &value, sizeof(value)) != sizeof(value))
+			value = 0;
+		answer(events < 0 ? EBADF : 0, "count", value);
+	} else if (!strcmp(command, "flooded")) {
+		answer(0, "flooded", flooded);
 	} else if (!d) {
 		answer(EBADF, NULL, 0);
 	} else if (!strcmp(command, "close")) {
@@ -718,10 +770,18 @@ static void obey(char **words, int count)
 	} else if (!strcmp(command, "token")) {
 		answer(set_token(d->fd, word(words, count, 2)), NULL, 0);
 	} else if (!strcmp(command, "get")) {
-		uint32_t flags = 0;
+		uint32_t flags = 0, suspends = 0;
 
-		ret = get(d->fd, &flags);
-		answer(ret, "flags", flags);
+		ret = get(d->fd, &flags, &suspends);
+		printf("{\"errno\": %d, \"flags\": %u, \"suspends\": %u}\n", ret, flags,
+		       suspends);
+	} else if (!strcmp(command, "config") && (count == 4 || count == 5)) {
+		value = word(words, count, 4);
+		ret = config(d->fd, word(words, count, 2), word(words, count, 3), count == 5,
+			     &value);
+		answer(ret, "value", value);
+	} else if (!strcmp(command, "low-power")) {
+		answer(low_power(d->fd, word(words, count, 2)), NULL, 0);
 	} else if (!strcmp(command, "probe")) {
 		answer(probe(d->fd), NULL, 0);
 	} else if (!strcmp(command, "reset")) {

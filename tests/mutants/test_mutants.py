@@ -29,6 +29,7 @@ REPO = settings.repository()
 sys.path.insert(0, str(REPO / "tests" / "testbed"))
 
 import test_direct_p2p as isolation  # noqa: E402
+import test_direct_p2p_errors as errors  # noqa: E402
 import test_direct_p2p_guest as placement  # noqa: E402
 import test_direct_p2p_noiommu as noiommu  # noqa: E402
 import test_intel as intel  # noqa: E402
@@ -267,6 +268,35 @@ The proofs hold without a mutant: tests/testbed/test_direct_p2p.py runs them.
 """
 
 
+ERROR_MUTANTS: dict[str, tuple[Callable[[isolation.Place], None], str]] = {
+    "linux-direct-p2p-unsupported-requests-are-reported": (
+        errors.test_what_nobody_answers_is_reported_to_nobody,
+        errors.REPORTED,
+    ),
+    "linux-direct-p2p-user-unmasks": (
+        errors.test_what_nobody_answers_is_reported_to_nobody,
+        errors.NOT_MASKED,
+    ),
+    "linux-direct-p2p-silent-peer-is-reached": (
+        errors.test_a_peer_that_decodes_nothing_is_not_reached_directly,
+        errors.REACHED,
+    ),
+    "linux-direct-p2p-peer-in-reset-is-reached": (
+        errors.test_a_peer_in_reset_is_not_reached_directly,
+        errors.REACHED,
+    ),
+    "linux-direct-p2p-writes-are-overtaken": (
+        errors.test_nothing_is_overtaken_when_it_comes_back,
+        errors.OVERTAKING,
+    ),
+    "linux-direct-p2p-nvswitch-of-nobody-is-claimed": (
+        errors.test_an_nvswitch_needs_an_owner,
+        errors.UNOWNED,
+    ),
+}
+"""The same, on a host whose functions report errors: tests/testbed/test_direct_p2p_errors.py."""
+
+
 NOIOMMU_MUTANTS = {"linux-direct-p2p-noiommu-is-claimed": noiommu.DIED}
 """What the proof says when it fails; the host is gone then, and with it all that it had open."""
 
@@ -291,6 +321,7 @@ def test_every_mutant_is_listed() -> None:
         *ECAM_MUTANTS,
         *ECAM_GUEST_MUTANTS,
         *ISOLATION_MUTANTS,
+        *ERROR_MUTANTS,
         *PLACEMENT_MUTANTS,
         *PMU_MUTANTS,
         *NOIOMMU_MUTANTS,
@@ -339,6 +370,18 @@ def test_isolation_mutant_is_caught(
     proof, says = ISOLATION_MUTANTS[name]
     with (
         isolation.place_for(conf, cache, mutated(off, FOLDER / f"{name}.patch"), tmp_path) as place,
+        pytest.raises(AssertionError, match=re.escape(says)) as caught,
+    ):
+        proof(place)
+    print(f"{name}: {str(caught.value)[:600]}")
+
+
+@pytest.mark.parametrize("name", sorted(ERROR_MUTANTS))
+def test_error_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, name: str) -> None:
+    off = mutated(isolation.patched_config(conf), FOLDER / f"{name}.patch")
+    proof, says = ERROR_MUTANTS[name]
+    with (
+        isolation.place_for(conf, cache, off, tmp_path, errors.EXTRA) as place,
         pytest.raises(AssertionError, match=re.escape(says)) as caught,
     ):
         proof(place)
