@@ -116,10 +116,17 @@ def peer_memory(resource: str) -> int:
     return max(found, key=lambda bar: bar[1] - bar[0])[0]
 
 
+OUTERMOST = "$(readlink -f %s | cut -d/ -f1-6)/resource"
+"""The file with the windows of the highest switch above a function, by its path in sysfs.
+
+In front of that port are /sys/devices, the root bus and the root port.
+"""
+
+
 def layout(host: Host) -> Layout:
-    """RAM of a guest around the windows of the switch that the peer is below."""
+    """RAM of a guest around the windows of the highest switch that the peer is below."""
     device = f"/sys/bus/pci/devices/{host.assigned[0]}"
-    text = host.shell.run(f"cat $(readlink -f {shlex.quote(device)})/../../resource").stdout
+    text = host.shell.run(f"cat {OUTERMOST % shlex.quote(device)}").stdout
     return around(windows(text), host.equipment.guest_memory_mib)
 
 
