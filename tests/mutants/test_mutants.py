@@ -29,6 +29,7 @@ REPO = settings.repository()
 sys.path.insert(0, str(REPO / "tests" / "testbed"))
 
 import test_direct_p2p as isolation  # noqa: E402
+import test_direct_p2p_cascade as cascade  # noqa: E402
 import test_direct_p2p_errors as errors  # noqa: E402
 import test_direct_p2p_guest as placement  # noqa: E402
 import test_direct_p2p_noiommu as noiommu  # noqa: E402
@@ -301,10 +302,25 @@ NOIOMMU_MUTANTS = {"linux-direct-p2p-noiommu-is-claimed": noiommu.DIED}
 """What the proof says when it fails; the host is gone then, and with it all that it had open."""
 
 
-PLACEMENT_MUTANTS: dict[str, tuple[Callable[[placement.Place], None], str]] = {
-    "qemu-direct-p2p-ram-hole-is-off": (placement.ram_in_a_window_is_refused, placement.TAKEN),
+PLACEMENT_MUTANTS: dict[str, tuple[Callable[[placement.Place], None], str, tuple[str, ...]]] = {
+    "qemu-direct-p2p-moved-bar-is-not-seen": (
+        cascade.a_moved_bar_ends_the_claim,
+        cascade.UNSEEN,
+        cascade.CASCADE,
+    ),
+    "qemu-direct-p2p-ram-hole-is-off": (
+        placement.ram_in_a_window_is_refused,
+        placement.TAKEN,
+        placement.WIDE,
+    ),
+    "qemu-direct-p2p-sets-by-the-nearest-switch": (
+        cascade.a_cascade_is_one_claim,
+        cascade.SPLIT,
+        cascade.CASCADE,
+    ),
 }
-"""The same, with a guest: tests/testbed/test_direct_p2p_guest.py."""
+"""The same, with a guest, and what the host has besides: tests/testbed/test_direct_p2p_guest.py and
+test_direct_p2p_cascade.py."""
 
 
 def mutated(config: variants.Config, patch: Path) -> variants.Config:
@@ -404,9 +420,9 @@ def test_placement_mutant_is_caught(
     conf: Settings, cache: Cache, tmp_path: Path, name: str
 ) -> None:
     on = mutated(placement.on_config(conf), FOLDER / f"{name}.patch")
-    proof, says = PLACEMENT_MUTANTS[name]
+    proof, says, extra = PLACEMENT_MUTANTS[name]
     with (
-        placement.place_for(conf, cache, on, tmp_path, placement.WIDE) as place,
+        placement.place_for(conf, cache, on, tmp_path, extra) as place,
         pytest.raises(AssertionError, match=re.escape(says)) as caught,
     ):
         proof(place)
