@@ -144,6 +144,9 @@ def a_moved_bar_ends_the_claim(place: placement.Place) -> None:
         guest.qmp("set-action", reboot="reset")
         guest.qmp("system_reset")
         assert _until(lambda: _direct_ports(place) == 2), said
+        assert "not pinned" not in _qemu_said(place, "moved"), (
+            "BARs were looked at before their reset"
+        )
     p2p.check_ports(place.host)
 
 
