@@ -219,7 +219,7 @@ def test_a_survey_that_is_not_whole_is_not_saved(tmp_path: Path) -> None:
 def test_a_survey_of_this_machine_takes_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(UsageError, match="needs root"):
-        doctor._survey_here()
+        doctor.survey_here()
 
 
 # --- a host that does not answer -------------------------------------------------------------

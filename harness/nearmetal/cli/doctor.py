@@ -211,7 +211,7 @@ def examine(
         survey = topology.parse(text)
     else:
         found, where = local(settings), "this machine"
-        text = _survey_here() if save is not None else ""
+        text = survey_here() if save is not None else ""
         if boot:
             found.append(_booted(settings))
     if save is not None:
@@ -256,7 +256,8 @@ def save_survey(path: Path, where: str, text: str) -> None:
     ui.say(f"{path}: the survey of {where}")
 
 
-def _survey_here() -> str:
+def survey_here() -> str:
+    """What ``topology.SURVEY`` prints on this machine; UsageError without root."""
     if os.geteuid() != 0:
         raise UsageError(
             "a survey of this machine needs root: only root can read all registers",

@@ -23,6 +23,7 @@ from . import (
     suitecmd,
     treecmd,
     validatecmd,
+    vmcmd,
 )
 from .common import Commands, Handler, Parser, common_options, settings_of
 
@@ -31,6 +32,7 @@ COMMANDS = (
     buildcmd,
     runcmd,
     bootcmd,
+    vmcmd,
     suitecmd,
     treecmd,
     validatecmd,

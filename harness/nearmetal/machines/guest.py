@@ -67,6 +67,9 @@ class GuestParts:
     """Whether the CPU has as many address bits as the host's, for BARs at its addresses."""
     accel: Mapping[str, str] = field(default_factory=dict)
     """Properties of the accelerator."""
+    arguments: tuple[str, ...] = ()
+    """In place of machine, accelerator, CPU, memory and switch: a guest that somebody else has
+    written. ``assigned`` are then only taken from their drivers."""
     extra: tuple[str, ...] = ()
 
 
@@ -87,10 +90,7 @@ def command_line(
         program,
         *("-L", firmware),
         *("-name", f"guest={name}"),
-        *("-machine", ",".join(("q35", parts.machine)) if parts.machine else "q35"),
-        *("-accel", ",".join(("kvm", *(f"{key}={value}" for key, value in parts.accel.items())))),
-        *("-cpu", "host,host-phys-bits=on" if parts.host_addresses else "host"),
-        *("-smp", str(parts.cpus), "-m", str(parts.memory_mib)),
+        *(parts.arguments or _own_machine(parts)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-chardev", "stdio,id=qmp,signal=off", "-qmp", "chardev:qmp"),
         *("-serial", f"file:{folder}/console"),
@@ -101,6 +101,23 @@ def command_line(
         *("-device", "virtio-rng-pci"),
         *("-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:22"),
         *("-device", "virtio-net-pci,netdev=net0,romfile="),
+    ]
+    if not parts.arguments:
+        line += _own_switch(parts)
+    return [*line, *parts.extra]
+
+
+def _own_machine(parts: GuestParts) -> list[str]:
+    return [
+        *("-machine", ",".join(("q35", parts.machine)) if parts.machine else "q35"),
+        *("-accel", ",".join(("kvm", *(f"{key}={value}" for key, value in parts.accel.items())))),
+        *("-cpu", "host,host-phys-bits=on" if parts.host_addresses else "host"),
+        *("-smp", str(parts.cpus), "-m", str(parts.memory_mib)),
+    ]
+
+
+def _own_switch(parts: GuestParts) -> list[str]:
+    line = [
         *("-device", "pcie-root-port,id=rp0,chassis=10,slot=10"),
         *("-device", "x3130-upstream,id=up0,bus=rp0"),
     ]
@@ -112,7 +129,7 @@ def command_line(
         slot = 11 + number
         line += ["-device", f"xio3130-downstream,id={port_id},bus=up0,chassis={slot},slot={slot}"]
         line += ["-device", f"vfio-pci,host={address},bus={port_id},id=hostdev{number}{backend}"]
-    return [*line, *parts.extra]
+    return line
 
 
 class _Qmp:

@@ -41,6 +41,9 @@ for d in /sys/bus/pci/devices/*; do
     echo "config $(od -An -v -tx1 -w4096 "$d/config" | sed 's/\( 00\)*$//')" ;;
   esac
 done
+for n in /sys/devices/system/node/node[0-9]*; do
+  [ -e "$n/cpulist" ] && read -r cpus < "$n/cpulist" && echo "cpus ${n##*/node} $cpus"
+done
 for f in $(find /proc/[0-9]*/fd -lname '/dev/vfio/*' -printf '%h=%l\n' 2>/dev/null | sort -u); do
   pid=${f#/proc/}; pid=${pid%%/*}
   echo "user $pid ${f#*=} $(tr '\0\n' '  ' < /proc/$pid/cmdline 2>/dev/null | cut -c 1-400)"
@@ -58,6 +61,8 @@ _HOST_BRIDGE = re.compile(r"^pci[0-9a-f]{4,}:[0-9a-f]{2}$")
 _MEM, _MEM_64, _PREFETCH = 0x200, 0x100000, 0x2000
 """IORESOURCE_MEM, IORESOURCE_MEM_64, IORESOURCE_PREFETCH (Linux, include/linux/ioport.h)"""
 _GIB4 = 1 << 32
+_FIRST_WINDOW = 7
+"""Line of a bridge's first window: behind six BARs and the ROM (Linux, sysfs-bus-pci: resource)."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,8 @@ class Function(Registers):
     users: tuple[str, ...] = ()
     by_group: bool = False
     bars: tuple[Bar, ...] = ()
+    windows: tuple[Bar, ...] = ()
+    """Of a bridge: what it passes on to the bus below it."""
 
     @property
     def bus(self) -> str:
@@ -146,10 +153,12 @@ HOST, NOBODY = "the host", "nobody"
 @dataclass(frozen=True)
 class Survey:
     """A host's functions by address, in its order. ``direct_p2p`` is the parameter of
-    vfio_pci_core: ``Y``, ``N``, ``absent`` from a kernel without the series, ``unknown``."""
+    vfio_pci_core: ``Y``, ``N``, ``absent`` from a kernel without the series, ``unknown``. ``cpus``
+    are the CPUs of the NUMA nodes, as ``0-31,64-95``."""
 
     functions: Mapping[str, Function] = field(default_factory=dict)
     direct_p2p: str = "absent"
+    cpus: Mapping[int, str] = field(default_factory=dict)
 
     def below(self, bridge: str) -> list[Function]:
         """All functions below a bridge, bridges among them, in the order of their addresses."""
@@ -186,6 +195,7 @@ def parse(text: str) -> Survey:
     records: list[dict[str, str]] = []
     resources: dict[str, list[str]] = {}
     users: dict[str, set[str]] = {}
+    cpus: dict[int, str] = {}
     direct_p2p = None
     for line in text.splitlines():
         key, _, value = line.strip().partition(" ")
@@ -200,6 +210,11 @@ def parse(text: str) -> Survey:
             users.setdefault(path, set()).add(_user(pid, command))
         elif key == "direct-p2p":
             direct_p2p = value
+        elif key == "cpus":
+            node, _, these = value.partition(" ")
+            if not node.isdigit():
+                raise MeasurementError(f"'{node}' is not a NUMA node of the survey")
+            cpus[int(node)] = these
         elif not records:
             raise MeasurementError(
                 "the survey of the host's PCI functions does not begin with a function"
@@ -227,7 +242,7 @@ def parse(text: str) -> Survey:
             raise MeasurementError(
                 f"the survey has the PCI function {one.address}, and lacks {lacks[0]} above it"
             )
-    return Survey(found, direct_p2p)
+    return Survey(found, direct_p2p, cpus)
 
 
 def _place(address: str) -> tuple[int, ...]:
@@ -249,11 +264,16 @@ def _function(
 ) -> Function:
     address = record["function"]
     vendor, device, class_code = (int(word, 16) for word in record["id"].split())
-    bars = []
-    for line in resources[: 2 if class_code >> 8 == 0x0604 else 6]:
+    is_bridge = class_code >> 8 == 0x0604
+    bars, windows = [], []
+    for number, line in enumerate(resources):
         first, last, flags = (int(word, 16) for word in line.split())
-        if flags & _MEM and last > first:
+        if not flags & _MEM or last <= first:
+            continue
+        if number < (2 if is_bridge else 6):
             bars.append(Bar(first, last, flags))
+        elif is_bridge and number >= _FIRST_WINDOW:
+            windows.append(Bar(first, last, flags))
     group, vfio, node = record.get("iommu_group"), record.get("vfio"), record.get("numa_node")
     by_group = sorted(users.get(f"/dev/vfio/{group}", ())) if vfio is not None else []
     by_device = sorted(users.get(f"/dev/vfio/devices/{vfio}", ()))
@@ -273,6 +293,7 @@ def _function(
         users=tuple(by_device or by_group),
         by_group=bool(by_group and not by_device),
         bars=tuple(bars),
+        windows=tuple(windows),
         **asdict(registers(bytes.fromhex(record.get("config", "")))),
     )
 
