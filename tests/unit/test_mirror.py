@@ -235,6 +235,13 @@ def test_cliques_are_of_nvidias_gpus_below_one_root() -> None:
     assert all(each.clique is None for each in made("hgx").devices)
 
 
+def test_a_clique_of_geforces_is_told_of() -> None:
+    tree = servers.PCIE4.replace("0x030200", "0x030000")
+    wish = Wish(functions("pcie4"))
+    assert any("wrong data" in loss for loss in plan(topology.parse(tree), wish).losses)
+    assert not any("wrong data" in loss for loss in made("pcie4").losses)
+
+
 def test_gpus_without_the_nvswitches_of_their_host() -> None:
     gpus = ("13:00.0", "23:00.0")
     assert any("shared mode" in loss for loss in made("hgx", functions=gpus).losses)

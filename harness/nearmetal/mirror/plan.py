@@ -481,6 +481,13 @@ def _cliques(survey: Survey, devices: Sequence[Device], losses: list[str]) -> li
             f"{', '.join(alone)}: no clique, as no other GPU is below the same root; between GPUs"
             " of different roots NCCL goes by the host's memory, or by NVLink"
         )
+    # GeForce and RTX have the class of a VGA controller, those of servers that of a 3D controller
+    vga = [one for one in clique if survey.functions[one].class_code >> 8 == 0x0300]
+    if vga:
+        losses.append(
+            f"{', '.join(sorted(vga))}: GeForce GPUs in one clique were reported to give wrong data"
+            " silently (NVIDIA/nccl issue 2335): check data before you use it"
+        )
     return [dataclasses.replace(one, clique=clique.get(one.host)) for one in devices]
 
 
