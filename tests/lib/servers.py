@@ -269,4 +269,4 @@ EVERY = {
     "vfs": (VFS, "18:00.0 19:00.1"),
     "shared": (SHARED, "18:00.0 19:00.0"),
 }
-"""Servers, and the functions of a guest for each; ``*gpu-nic`` are all GPUs, NICs and NVSwitches."""
+"""Servers, and the functions of a guest for each; ``*gpu-nic`` are all that the server has."""

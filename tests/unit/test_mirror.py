@@ -303,11 +303,13 @@ def test_more_functions_than_a_device_has() -> None:
 # --- details ---------------------------------------------------------------------------------
 
 
-def test_a_function_on_the_root_bus_is_on_the_roots() -> None:
+def test_a_function_on_the_root_bus_gets_a_root_port() -> None:
+    """QEMU takes only ports and bridges on a pxb-pcie."""
     one = made("shared", functions=("43:00.0",))
-    (device,) = one.devices
-    assert device.bus == "pxb0"
-    assert not one.ports
+    (device,), (port,) = one.devices, one.ports
+    assert (device.bus, port.bus, port.mirrors) == (port.name, "pxb0", None)
+    for name in servers.EVERY:
+        assert not [each for each in made(name).devices if each.bus.startswith("pxb")]
 
 
 def test_a_switch_without_root_port_gets_one() -> None:

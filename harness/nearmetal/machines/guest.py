@@ -86,6 +86,8 @@ def command_line(
     port: int,
 ) -> list[str]:
     """QEMU's command line; the paths are the host's."""  # fmt: skip
+    # beside host bridges of its own QEMU takes the last for devices without a bus
+    bus = ",bus=pcie.0" if parts.arguments else ""
     line = [
         program,
         *("-L", firmware),
@@ -97,10 +99,10 @@ def command_line(
         *("-pidfile", f"{folder}/pid"),
         *("-kernel", kernel, "-initrd", initramfs, "-append", CMDLINE),
         *("-drive", f"file={image},if=none,id=root,format=raw,readonly=on"),
-        *("-device", "virtio-blk-pci,drive=root,serial=nmroot"),
-        *("-device", "virtio-rng-pci"),
+        *("-device", f"virtio-blk-pci,drive=root,serial=nmroot{bus}"),
+        *("-device", f"virtio-rng-pci{bus}"),
         *("-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:22"),
-        *("-device", "virtio-net-pci,netdev=net0,romfile="),
+        *("-device", f"virtio-net-pci,netdev=net0,romfile={bus}"),
     ]
     if not parts.arguments:
         line += _own_switch(parts)

@@ -399,9 +399,10 @@ def _tree(
         for one in below:
             at = root.name
             chain = list(one.bridges)
-            if chain and survey.functions[chain[0]].port_type == UPSTREAM:
-                # QEMU's switches are below root ports
-                at = _port(ports, made, f"above {chain[0]}", None, ROOT_PORT, at)
+            top = chain[0] if chain else one.address
+            if not chain or survey.functions[top].port_type == UPSTREAM:
+                # QEMU takes nothing but ports and bridges on a pxb-pcie
+                at = _port(ports, made, f"above {top[:-2]}", None, ROOT_PORT, at)
             for address in chain:
                 kind = survey.functions[address].port_type
                 assert kind is not None
@@ -418,8 +419,6 @@ def _tree(
         shared[device.bus] = shared.get(device.bus, 0) + 1
     devices = [
         dataclasses.replace(one, multifunction=shared[one.bus] > 1 and one.function == 0)
-        if one.bus not in {root.name for root in roots}
-        else one
         for one in devices
     ]
     return roots, ports, devices
@@ -445,9 +444,6 @@ def _device(
     number: int, one: Function, bus: str, devices: Sequence[Device], losses: list[str]
 ) -> Device:
     there = [each for each in devices if each.bus == bus]
-    if bus.startswith("pxb"):
-        # behind the root ports, which begin at 0
-        return Device(f"hostdev{number}", one.address, bus, 31 - len(there), 0, False)
     if len(there) == 8:
         raise UsageError(
             f"more than 8 functions are below the port of {one.address}",

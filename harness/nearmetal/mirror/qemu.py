@@ -171,7 +171,8 @@ def text(plan: Plan) -> str:
     """The arguments as an array of bash, with comments."""
     lines = [
         f"# Guest {plan.wish.name}, by 'nearmetal vm'. Use:",
-        '#   . FILE; qemu-system-x86_64 "${args[@]}" -drive ... -netdev ...',
+        '#   . FILE; qemu-system-x86_64 "${args[@]}" -device virtio-blk-pci,bus=pcie.0,... ...',
+        "# Devices of yours need bus=pcie.0: QEMU would put them on a pxb-pcie, which takes none.",
     ]
     lines += [f"# First: {step}" for step in plan.steps]
     lines += [f"# Note: {loss}" for loss in plan.losses]
