@@ -107,6 +107,7 @@ def test_nvbandwidth(host: Host, tmp_path: Path) -> None:
         "acs": "SV+RR+CR+UF",
         "ats": "absent/on",
         "relaxed_ordering": "off",
+        "route": "redirected",
     }
     assert (tmp_path / "vanilla-iommu-tool-0-nvbandwidth-1.out").read_text().startswith("{")
 

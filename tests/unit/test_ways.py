@@ -150,12 +150,28 @@ def test_state_is_that_of_the_ports_between() -> None:
         "acs": "SV+RR+CR+UF",
         "ats": "absent/on",
         "relaxed_ordering": "off",
+        "route": "redirected",
     }
     direct = changed(survey, PORTS[0], acs=SV | UF | TB)
     assert ways.state(direct, [PEER, DISK])["acs"] == "SV+RR+CR+UF/SV+TB+UF"
     assert ways.state(survey, [PEER, "0000:00:01.0"])["acs"] == "no-common-switch"
     none = changed(survey, PORTS[1], acs=None)
     assert ways.state(none, [DISK])["acs"] == "absent"
+
+
+def test_route_is_what_the_registers_make_of_requests() -> None:
+    survey = recorded("host")
+    both = [PEER, DISK]
+    assert ways.route(survey, [PEER]) == "none"
+    assert ways.route(survey, [PEER, "0000:00:01.0"]) == "root-complex"
+    # DISK has ATS, and is below the second port
+    translated = changed(survey, PORTS[1], acs=SV | RR | CR | UF | DT)
+    assert ways.route(translated, both) == "direct-by-ats/redirected"
+    assert ways.route(changed(translated, DISK, ats=False), both) == "redirected"
+    one = changed(survey, PORTS[0], acs=SV | UF)
+    assert ways.route(one, both) == "direct/redirected"
+    assert ways.route(changed(one, PORTS[1], acs=SV | UF), both) == "direct"
+    assert ways.route(reduced("nic-two-functions"), ["0000:1b:00.0", "0000:1b:00.1"]) == "one-port"
 
 
 @pytest.mark.parametrize(

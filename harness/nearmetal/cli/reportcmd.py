@@ -16,7 +16,7 @@ from ..judging import judge
 from ..judging.again import judge_again
 from ..judging.load import load_checks
 from ..patches.series import features, load_series
-from ..report import compare, document, markdown, tables
+from ..report import by_route, compare, document, markdown, tables
 from ..report.text import render_text
 from .common import Commands, common_options, folder_of
 
@@ -75,7 +75,13 @@ def add(commands: Commands) -> None:
         common_options(only=RESULTS),
     )
     one.add_argument("a", help="the run before: its name or folder")
-    one.add_argument("b", help="the run after")
+    one.add_argument("b", nargs="?", help="the run after")
+    one.add_argument(
+        "--routes",
+        action="store_true",
+        help="peer-to-peer figures of one run or two: bare metal, VM redirected and VM direct"
+        " beside each other",
+    )
     one.add_argument(
         "--tolerance",
         type=float,
@@ -126,6 +132,14 @@ def with_series(report: Report, conf: Settings) -> Report:
 
 def compare_runs(options: argparse.Namespace, conf: Settings) -> int:
     """Carry it out."""
+    if options.routes:
+        names = [name for name in (options.a, options.b) if name is not None]
+        print(by_route.render([document.read(folder_of(conf, name)) for name in names]), end="")
+        return Exit.OK
+    if options.b is None:
+        raise UsageError(
+            "compare needs two runs", hint="'nearmetal list runs'; --routes takes one, too"
+        )
     first, second = (document.read(folder_of(conf, name)) for name in (options.a, options.b))
     result = compare.compare(
         first, second, tolerance=options.tolerance, mix_provenance=options.mix_provenance

@@ -94,8 +94,8 @@ def state(survey: Survey, addresses: Sequence[str]) -> dict[str, str]:
     ``acs``: ACS Control of the ports at which their ways part, as ``SV+RR+CR+UF``; ``absent`` for
     ports without, ``no-common-switch`` for two functions that have no switch in common. Of
     functions that are all right below one port, and of one alone, that port's. ``ats``,
-    ``relaxed_ordering``: ``on``, ``off``, ``absent`` of the functions. Where they differ, all are
-    listed.
+    ``relaxed_ordering``: ``on``, ``off``, ``absent`` of the functions. ``route`` is what the
+    registers make of requests between them (``route``). Where they differ, all are listed.
     """
     chosen = need(survey, addresses)
     for one in chosen:
@@ -111,7 +111,37 @@ def state(survey: Survey, addresses: Sequence[str]) -> dict[str, str]:
         "acs": _joined(words),
         "ats": _joined(switched(one.ats) for one in chosen),
         "relaxed_ordering": _joined(switched(one.relaxed_ordering) for one in chosen),
+        "route": route(survey, addresses),
     }
+
+
+ROOT_COMPLEX, BY_ATS, ONE_PORT, ALONE = "root-complex", "direct-by-ats", "one-port", "none"
+
+
+def route(survey: Survey, addresses: Sequence[str]) -> str:
+    """The ways of requests between functions, by the registers: all that there are, with ``/``.
+
+    ``direct``, ``redirected`` and ``blocked`` are decided by ACS of the port at which a request
+    enters the switch where the ways part. ``direct-by-ats``: only translated requests are direct,
+    and the sender has ATS enabled. ``root-complex``: there is no switch in common; ``one-port``:
+    both are right below one port; ``none``: there is one function alone.
+    """
+    found = {_route(survey, one, other) for one, other in itertools.permutations(addresses, 2)}
+    return _joined(found or {ALONE})
+
+
+def _route(survey: Survey, source: str, target: str) -> str:
+    at = parting(survey, source, target)
+    if at is None:
+        return ONE_PORT if port_above(survey, (source, target)) else ROOT_COMPLEX
+    if at.first is None:
+        return Way.DIRECT
+    plain = way(at.first, at.second)
+    if plain is not Way.DIRECT and survey.functions[source].ats:
+        vector_bit = _vector_bit(at.first, at.second)
+        if acs.translated(at.first.acs, vector_bit) is Way.DIRECT:
+            return BY_ATS
+    return plain
 
 
 def _readable(survey: Survey, function: Function) -> None:

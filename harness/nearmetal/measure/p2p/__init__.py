@@ -31,7 +31,7 @@ from ...machines.equipment import ARRANGED, PCIE, ROUTES, Equipment
 from ...machines.guest import Guest, GuestParts
 from ...machines.host import Host, count_iommu_faults
 from ...pci.layout import Layout, Range, around, windows
-from ...probes import routes
+from ...probes import routes, topology, ways
 from ..api import Better, Keys, Metric, Setup, Test, Unit
 from ..bench import Bench, Row
 
@@ -208,7 +208,11 @@ def transfers(
 def _acs(host: Host, way: Way) -> dict[str, str]:
     """ACS Control of the ports, where it can be seen; MeasurementError if it is not the way's."""
     if not host.can(ROUTES):
-        return {}
+        functions = [address for address in (host.p2p.get("peer"), host.p2p.get("disk")) if address]
+        if not host.can(PCIE) or len(functions) < 2:
+            return {}
+        state = ways.state(topology.survey(host.shell), functions)
+        return {key: state[key] for key in ("acs", "route")}
     ports = routes.read(host.shell)
     for address, control in ports.acs.items():
         if control & way.mask != way.expect:
@@ -327,7 +331,12 @@ SETUPS = (
     IN_DIRECT,
 )
 
-_CONTEXT: Keys = {"block": "[0-9]+", "acs": ".*", "bars": ("moved", "as-on-host")}
+_CONTEXT: Keys = {
+    "block": "[0-9]+",
+    "acs": ".*",
+    "bars": ("moved", "as-on-host"),
+    "route": ".*",
+}
 _DIRECTION: Keys = {**_CONTEXT, "direction": ("read", "write")}
 _RAM: Keys = {**_CONTEXT, "ram": ("anywhere", "below-window", "behind-window", "in-window")}
 
