@@ -393,7 +393,7 @@ def test_no_command_offers_an_option_of_another() -> None:
     for at in ("/report", "/compare", "/list", "/cache", "/ssh", "/tree/status", "/completion"):
         assert not found[at] & {"-j", "--jobs", "--qemu-tree", "--linux-tree", "--testbed"}, at
     for at, options in found.items():
-        if at not in ("", "/tree"):
+        if at not in ("", "/tree", "/history"):
             assert {"--quiet", "--verbose"} <= options, at
     assert "-v" in found["/export"]
 
