@@ -191,10 +191,20 @@ def config_cache_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path)
         selftests.selftest(conf, cache, off, host, "x86/pci_config_cache_test")
 
 
-def pmu_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
+def pmu_selftest(
+    conf: Settings,
+    cache: Cache,
+    patch: Path,
+    logs: Path,
+    program: str = "x86/pmu_eventsel_test",
+) -> None:
     off = pmu.patched_config(conf)
     with pmu.mediated(conf, cache, mutated(off, patch), logs) as (host, _):
-        pmu.selftest(conf, cache, off, host, "x86/pmu_eventsel_test")
+        pmu.selftest(conf, cache, off, host, program)
+
+
+def fastpath_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
+    pmu_selftest(conf, cache, patch, logs, "x86/pmu_fastpath_test")
 
 
 def amd_migration(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
@@ -204,21 +214,38 @@ def amd_migration(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None
         pmu.counts_are_whole_in_a_guest_that_was_migrated(host, parts, logs)
 
 
-def intel_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
+def intel_selftest(
+    conf: Settings,
+    cache: Cache,
+    patch: Path,
+    logs: Path,
+    program: str = "x86/pmu_eventsel_test",
+) -> None:
     conf = dataclasses.replace(conf, testbed="intel")
     off = pmu.patched_config(conf, intel.NEEDED)
     with intel.mediated(conf, cache, mutated(off, patch), logs) as (host, _):
-        pmu.selftest(conf, cache, off, host, "x86/pmu_eventsel_test", intel.SELFTESTS)
+        pmu.selftest(conf, cache, off, host, program, intel.SELFTESTS)
+
+
+def intel_fastpath_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
+    intel_selftest(conf, cache, patch, logs, "x86/pmu_fastpath_test")
 
 
 KERNEL_MUTANTS: dict[str, Callable[[Settings, Cache, Path, Path], None]] = {
     "linux-latch-without-snapshot": config_cache_selftest,
     "linux-pmu-fastpath-forgets-filter": pmu_selftest,
+    "linux-pmu-fastpath-forgets-fixed-filter": intel_selftest,
+    "linux-pmu-fastpath-leaves-lvtpc-masked": fastpath_selftest,
     "linux-pmu-fastpath-loses-instructions": pmu_selftest,
+    "linux-pmu-fastpath-loses-overflow": fastpath_selftest,
     "linux-pmu-guest-only-is-dropped": pmu_selftest,
     "linux-pmu-passthrough-despite-filter": intel_selftest,
     "linux-pmu-selectors-are-read-only-on-put": intel_selftest,
     "linux-pmu-slots-counter-is-half-enabled": intel_selftest,
+    "linux-pmu-unused-by-global-ctrl": fastpath_selftest,
+    "linux-pmu-unused-in-l2": intel_fastpath_selftest,
+    "linux-pmu-unused-keeps-what-was-open": fastpath_selftest,
+    "linux-pmu-unused-rdpmc-is-open": fastpath_selftest,
 }
 """Mutants of KVM that a selftest must catch; it is built without the mutant, and passes so."""
 

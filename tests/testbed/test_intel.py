@@ -85,14 +85,16 @@ class TestVanilla:
 
 
 NEEDED = (
+    "linux/pmu-fastpath",
     "linux/pmu-passthrough",
     "qemu/pmu-passthrough",
     "testbed/bochs-apicv",
     "testbed/bochs-core-pmu",
 )
-MEDIATED = {"kvm_intel": {"enable_mediated_pmu": "Y"}}
+MEDIATED = {"kvm": {"mediated_pmu_fastpath": "Y"}, "kvm_intel": {"enable_mediated_pmu": "Y"}}
 SELFTESTS = (
     "x86/pmu_eventsel_test",
+    "x86/pmu_fastpath_test",
     "x86/pmu_counters_test",
     "x86/pmu_event_filter_test",
     "x86/vmx_pmu_caps_test",

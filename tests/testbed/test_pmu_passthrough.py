@@ -29,16 +29,17 @@ from nearmetal.sources import archive as sources
 
 pytestmark = pytest.mark.testbed
 
-NEEDED = ("linux/pmu-passthrough", "qemu/pmu-passthrough", "testbed/tcg-core-pmu")
-MEDIATED = {"kvm_amd": {"enable_mediated_pmu": "Y"}}
+NEEDED = ("linux/pmu-fastpath", "linux/pmu-passthrough", "qemu/pmu-passthrough", "testbed/tcg-core-pmu")
+MEDIATED = {"kvm": {"mediated_pmu_fastpath": "Y"}, "kvm_amd": {"enable_mediated_pmu": "Y"}}
 SELFTESTS = (
     "x86/pmu_eventsel_test",
+    "x86/pmu_fastpath_test",
     "x86/pmu_counters_test",
     "x86/pmu_event_filter_test",
     "x86/svm_pmu_host_guest_test",
 )
-EXACT = {"pmu_eventsel_test": " -e"}
-"""The emulated CPU does not count VMRUN, so all counts of this test must be exact."""
+EXACT = {"pmu_eventsel_test": " -e", "pmu_fastpath_test": " -e"}
+"""The emulated CPU does not count VMRUN, so all counts of these tests must be exact."""
 SELFTEST_DEADLINE_S = 400.0
 """pmu_eventsel_test takes 35-50 s on a machine of 2 cores with a load of 10."""
 
