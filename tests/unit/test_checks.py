@@ -601,7 +601,8 @@ def defaults() -> tuple[Check, ...]:
 
 
 ON_OR_OFF = (
-    *("off.", "pci-config-cache.", "pci-ecam.", "direct-p2p.", "pmu-passthrough.", "uncore-pmu."),
+    *("off.", "pci-config-cache.", "pci-ecam.", "direct-p2p.", "pmu-fastpath."),
+    *("pmu-passthrough.", "uncore-pmu."),
 )
 
 
