@@ -29,7 +29,12 @@ from nearmetal.sources import archive as sources
 
 pytestmark = pytest.mark.testbed
 
-NEEDED = ("linux/pmu-fastpath", "linux/pmu-passthrough", "qemu/pmu-passthrough", "testbed/tcg-core-pmu")
+NEEDED = (
+    "linux/pmu-fastpath",
+    "linux/pmu-passthrough",
+    "qemu/pmu-passthrough",
+    "testbed/tcg-core-pmu",
+)
 MEDIATED = {"kvm": {"mediated_pmu_fastpath": "Y"}, "kvm_amd": {"enable_mediated_pmu": "Y"}}
 SELFTESTS = (
     "x86/pmu_eventsel_test",

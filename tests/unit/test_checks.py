@@ -530,6 +530,8 @@ def healthy() -> list[Measurement]:
     for number in ("first", "second"):
         name = "lspci.userspace_exits_cacheable"
         rows.append(row(500, 500, name=name, path="cf8", pass_=number))
+        name = "lspci.userspace_exits_link_status"
+        rows.append(row(4, 4, name=name, path="cf8", pass_=number))
     for name, value in (
         ("lspci.uncacheable_dwords", 134),
         ("lspci.byte_mismatches", 0),
@@ -601,7 +603,8 @@ def defaults() -> tuple[Check, ...]:
 
 
 ON_OR_OFF = (
-    *("off.", "pci-config-cache.", "pci-ecam.", "direct-p2p.", "pmu-fastpath."),
+    *("off.", "pci-config-cache.", "pci-ecam.", "pci-config-live."),
+    *("direct-p2p.", "pmu-fastpath."),
     *("pmu-passthrough.", "uncore-pmu."),
 )
 
@@ -781,6 +784,41 @@ def mapped() -> tuple[list[Measurement], Plan]:
         else one
         for one in rows
     ], plan
+
+
+def live(**spoilt: float) -> tuple[list[Measurement], Plan]:
+    """A healthy run with pci-config-live on; ``spoilt``: other values, by a metric's last word."""
+    changed: dict[tuple[str, str | None], float] = {
+        ("lspci.userspace_exits", "cf8"): spoilt.get("ports", 2),
+        ("lspci.userspace_exits", "ecam"): spoilt.get("ecam", 0),
+        ("lspci.userspace_exits_link_status", "cf8"): spoilt.get("link", 2),
+        ("lspci.byte_mismatches", "cf8"): spoilt.get("bytes", 0),
+        ("vmexit.agent.userspace_exits_per_sample", None): spoilt.get("agent", 0),
+    }
+    rows, plan = switched_on("pci-config-live", changed, "path")
+    return [*rows, *compared(rows)], plan
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "check"),
+    [
+        ({}, None),
+        ({"ports": 3}, "ports-take-no-exit-to-qemu"),
+        ({"link": 1}, "ports-take-no-exit-to-qemu"),
+        ({"ecam": 1}, "ecam-takes-no-exit-to-qemu"),
+        ({"bytes": 1}, "bytes-equal-qemu"),
+        ({"agent": 1}, "agent-takes-no-exit-to-qemu"),
+    ],
+)
+def test_reads_that_leave_the_kernel_fail(
+    defaults: tuple[Check, ...], spoilt: dict[str, float], check: str | None
+) -> None:
+    rows, plan = live(**spoilt)
+    results = {one.name: one.status for one in judge(defaults, rows, (), (), plan)}
+    mine = {name: status for name, status in results.items() if name.startswith("pci-config-live.")}
+    assert len(mine) == 4
+    failed = {name for name, status in mine.items() if status != "pass"}
+    assert failed == ({f"pci-config-live.{check}"} if check else set()), mine
 
 
 def test_pages_that_are_mapped_pass(defaults: tuple[Check, ...]) -> None:

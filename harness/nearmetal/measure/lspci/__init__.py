@@ -16,7 +16,7 @@ from typing import Any
 from ...core.errors import MeasurementError
 from ...core.model import Measurement
 from ...machines.equipment import INSTRUCTIONS, PCIE
-from ...pci.registers import CONFIG_SIZE, cacheable, latch, parse_dump
+from ...pci.registers import CONFIG_SIZE, cacheable, capabilities, latch, parse_dump
 from ...probes.tracing import CONFIG_ADDRESS, CONFIG_DATA, Exits
 from ..api import Keys, Metric, Test
 from ..bench import Bench
@@ -27,10 +27,15 @@ COMPARISONS = 3
 DWORD_READS = 500
 DWORD_PROOF = 50
 _DEADLINE_S = 300.0
+_CAP_EXPRESS = 0x10
+_LINK_CONTROL = 0x10
+"""Where Link Control and Status are in the PCI Express capability (PCIe r6.2, 7.5.3)."""
 
 HOST_BRIDGE = "/machine/q35"
 CACHE_ACTIVE = "config-cache-active"
 """Where QEMU's series pci-config-cache puts its switch (docs/system/i386/pci-config-cache.rst)."""
+LIVE_ACTIVE = "config-live-active"
+"""Where its series pci-config-live does (docs/system/i386/pci-config-live.rst)."""
 ECAM_MAPPED = "ecam-mapped"
 """Where its series pci-ecam lists the functions that it maps (docs/specs/pci-ecam-hint.rst)."""
 ASSIGNED_ID = "hostdev"
@@ -142,27 +147,37 @@ def _cacheable(bench: Bench, dump: Mapping[str, bytes]) -> dict[str, frozenset[i
     }
 
 
-def _compared(bench: Bench) -> list[Measurement]:
-    """Every byte of every function, served by KVM's cache and, switched off, by QEMU.
+def link_status_exits(exits: Exits, ports: Mapping[str, bytes]) -> int:
+    """Exits to userspace for the dword with Link Status (PCIe r6.2, 7.5.3.7) of these ports."""
+    return sum(
+        exits.config_user.get(latch(address, start + _LINK_CONTROL), 0)
+        for address, data in ports.items()
+        for one, start in capabilities(data)
+        if one == _CAP_EXPRESS
+    )
 
-    Where there is no cache, the same is read twice: the control, bytes that change by themselves.
+
+def _compared(bench: Bench) -> list[Measurement]:
+    """Every byte of every function, served by KVM and, switched off, by QEMU.
+
+    Where KVM serves none, the same is read twice: the control, bytes that change by themselves.
     """
     guest = bench.guest
-    caches = guest.has_property(HOST_BRIDGE, CACHE_ACTIVE)
+    switches = [one for one in (CACHE_ACTIVE, LIVE_ACTIVE) if guest.has_property(HOST_BRIDGE, one)]
     mismatches, compared = [], []
     for _ in range(COMPARISONS):
         cached = _dump(bench)
-        if caches:
-            guest.qmp("qom-set", path=HOST_BRIDGE, property=CACHE_ACTIVE, value=False)
+        for one in switches:
+            guest.qmp("qom-set", path=HOST_BRIDGE, property=one, value=False)
         try:
             plain = _dump(bench)
         finally:
-            if caches:
-                guest.qmp("qom-set", path=HOST_BRIDGE, property=CACHE_ACTIVE, value=True)
+            for one in switches:
+                guest.qmp("qom-set", path=HOST_BRIDGE, property=one, value=True)
         if cached.keys() != plain.keys():
-            raise MeasurementError("lspci shows other functions without the cache")
+            raise MeasurementError("lspci shows other functions when QEMU serves config reads")
         differ = [
-            f"{address}+{offset:#x}: {cached[address][offset]:#x}, uncached {byte:#x}"
+            f"{address}+{offset:#x}: {cached[address][offset]:#x}, by QEMU {byte:#x}"
             for address, data in plain.items()
             for offset, byte in enumerate(data)
             if cached[address][offset] != byte
@@ -185,13 +200,20 @@ def passes_cf8(bench: Bench, window: tuple[int, int]) -> list[Measurement]:
     """
     dump = _dump(bench)
     may = _cacheable(bench, dump)
-    totals, users, kept = [], [], []
+    known = kinds(bench.guest.qmp("query-pci"))
+    above = {
+        address: data
+        for address, data in dump.items()
+        if known.get(address.removeprefix("0000:")) == "above"
+    }
+    totals, users, kept, links = [], [], [], []
     first = _timed_pass(bench, "lspci -xxx")
     for number in range(PASSES + 1):
         exits = _counted_pass(bench, "lspci -xxx", number)
         totals.append(config_exits(exits) + exits.mmio_reads(*window))
         users.append(config_exits_userspace(exits) + exits.mmio_reads_userspace(*window))
         kept.append(cacheable_exits(exits, may))
+        links.append(link_status_exits(exits, above))
     times = [first, *(_timed_pass(bench, "lspci -xxx") for _ in range(PASSES))]
     rows = []
     for name, values in (
@@ -199,6 +221,7 @@ def passes_cf8(bench: Bench, window: tuple[int, int]) -> list[Measurement]:
         ("lspci.exits", totals),
         ("lspci.userspace_exits", users),
         ("lspci.userspace_exits_cacheable", kept),
+        ("lspci.userspace_exits_link_status", links),
     ):
         rows.append(bench.row(name, values[:1], path="cf8", **{"pass": "first"}))
         rows.append(bench.row(name, values[1:], path="cf8", **{"pass": "second"}))
@@ -342,6 +365,12 @@ METRICS = (
         keys=_PASS,
     ),
     Metric(
+        "lspci.userspace_exits_link_status",
+        "exits",
+        "those for Link Status of the ports above assigned devices",
+        keys=_PASS,
+    ),
+    Metric(
         "lspci.uncacheable_dwords",
         "dwords",
         "registers of all functions that the PCIe specification does not allow to be cached",
@@ -351,7 +380,7 @@ METRICS = (
     Metric(
         "lspci.byte_mismatches",
         "bytes",
-        "config bytes that differ between a pass with the cache and one without",
+        "config bytes that differ between a pass that KVM serves and one that QEMU serves",
         keys=_PATH,
     ),
     Metric("lspci.bytes_compared", "bytes", "config bytes that were compared", "equal", keys=_PATH),
