@@ -11,7 +11,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from lib.surveys import changed
 from test_direct_p2p_guest import SUBJECT, Place, on_config, place_for
 
 from nearmetal.core.cache import Cache
@@ -51,8 +50,6 @@ def _same_tree(host: Survey, made: Plan, guest: Guest) -> None:
     assert distance(*(host_place(inside, one) for one in nvmes)) == distance(
         *(host_place(host, one) for one in ours)
     )
-    if made.roots[0].cell is not None:
-        assert {inside.functions[one].node for one in nvmes} == {made.roots[0].cell}
 
 
 def test_the_mirror_has_the_hosts_tree(conf: Settings, cache: Cache, tmp_path: Path) -> None:
@@ -63,11 +60,16 @@ def test_the_mirror_has_the_hosts_tree(conf: Settings, cache: Cache, tmp_path: P
         parts = dataclasses.replace(place.parts, arguments=tuple(qemu.words(made)), extra=())
         with running_guest(place.host, parts, logs=tmp_path, label="plain") as guest:
             _same_tree(survey, made, guest)
-        # the emulated host names no node for its functions: as if it did
-        for address in place.parts.assigned:
-            survey = changed(survey, address, node=0)
+
+
+def test_peers_in_the_mirror_reach_each_other_directly(
+    conf: Settings, cache: Cache, tmp_path: Path
+) -> None:
+    config = on_config(conf)
+    with place_for(conf, cache, config, tmp_path) as place:
+        survey = topology.survey(place.host.shell)
         made = _plan(survey, place, direct_p2p=True, must_direct_p2p=True, globals=GLOBALS)
-        parts = dataclasses.replace(parts, arguments=tuple(qemu.words(made)))
+        parts = dataclasses.replace(place.parts, arguments=tuple(qemu.words(made)), extra=())
         row = bench.rows(place.host, SUBJECT)
         with running_guest(place.host, parts, logs=tmp_path, label="direct") as guest:
             _same_tree(survey, made, guest)
