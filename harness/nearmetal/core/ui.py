@@ -22,7 +22,8 @@ from .errors import NearmetalError
 
 def _console(stream: TextIO, *, stderr: bool) -> Console:
     # a file has no width; rich would take 80 columns, too few for the tables
-    width = None if stream.isatty() or "COLUMNS" in os.environ else 140
+    isatty = getattr(stream, "isatty", lambda: False)  # avocado's streams have none
+    width = None if isatty() or "COLUMNS" in os.environ else 140
     return Console(stderr=stderr, highlight=False, soft_wrap=True, width=width)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +152,51 @@ def of_report(report: Report, *, revision: str = "", folder: str = "") -> Night:
             for one in report.builds
         ),
     )
+
+
+def together(name: str, nights: Sequence[Night], *, folder: str = "") -> Night:
+    """Several runs of a host as one night, each of which measured another part.
+
+    A check has its emulated host beside its name, since two runs judge it for one each. One that
+    was skipped in a run and judged in another counts as judged.
+    """
+    first = nights[0]
+    figures: dict[Key, Value] = {}
+    checks: dict[str, Judged] = {}
+    builds: dict[Made, None] = {}
+    for night in nights:
+        figures |= night.figures
+        beds = sorted({dict(key.context).get("testbed", "") for key in night.figures} - {""})
+        for check, judged in night.checks.items():
+            single = f" ({beds[0]})" if len(beds) == 1 and not check.endswith(")") else ""
+            was = checks.get(check + single)
+            if was is None or was.status == "skip" or judged.status in ("fail", "error"):
+                checks[check + single] = judged
+        builds |= dict.fromkeys(night.builds)
+    order = ("error", "fail", "pass", "skip")
+    worst = min((night.verdict for night in nights), key=order.index)
+    return Night(
+        id=name,
+        started=min(night.started for night in nights),
+        host=first.host,
+        command="; ".join(sorted({_asked(night.command) for night in nights})),
+        verdict=worst,
+        revision=first.revision,
+        folder=folder or first.folder,
+        accepted=False,
+        figures=figures,
+        checks=checks,
+        builds=tuple(builds),
+    )
+
+
+def _asked(command: str) -> str:
+    """A command without the folder of its results, which is another each night."""
+    words = command.split()
+    if "--results-dir" in words:
+        at = words.index("--results-dir")
+        del words[at : at + 2]
+    return " ".join(word.rsplit("/", 1)[-1] for word in words)
 
 
 class History:

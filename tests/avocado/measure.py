@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One test of the main job on one host, as an avocado test; tests/avocado/job.py makes its suites.
+
+Alone: ``avocado run tests/avocado/measure.py -p test=lspci -p testbed=amd``.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from avocado import Test  # type: ignore[attr-defined]
+
+from nearmetal.core import proc
+
+FLAG = {"testbed": "--testbed", "host": "--host", "inventory": "--inventory"}
+GRACE_S = 60.0
+"""For a run that is asked to end: it takes its guests and hosts down."""
+
+
+class Measure(Test):  # type: ignore[misc]
+    """A test of the main job, on vanilla, off and on of each series; fails where a check fails.
+
+    :avocado: tags=nearmetal
+    """
+
+    timeout = 3 * 3600
+
+    def test(self) -> None:
+        """Run it in a program of its own, which dies with this one; keep its report."""
+        if reason := self.params.get("skip"):
+            self.cancel(reason)
+        words = shlex.split(self.params.get("program", default=""))
+        words = [*(words or (sys.executable, "-m", "nearmetal")), "-q", "run"]
+        words += ["--only", self.params.get("test", default="lspci")]
+        for key, flag in FLAG.items():
+            if value := self.params.get(key):
+                words += [flag, value]
+        for series in (self.params.get("series") or "").split():
+            words += ["--variant", "vanilla,off,on", "--series", series]
+        results = Path(self.outputdir)
+        words += ["--results-dir", str(results)]
+        self.log.info("%s", " ".join(words))
+        log = results / "run.log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                proc.guarded(words), stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
+            try:
+                status = process.wait(float(self.params.get("deadline", default=self.timeout)))
+            except subprocess.TimeoutExpired as error:
+                self.fail(f"the run did not end within {error.timeout:.0f} s")
+            finally:
+                _end(process)
+        said = [one for one in log.read_text(errors="replace").splitlines() if one.strip()]
+        self.log.info("%s", "\n".join(said))
+        reports = [one for one in results.glob("*/report.json") if one.parent.name != "latest"]
+        if not reports:
+            wrong = [one for one in said if "error:" in one] or said[-1:]
+            self.error(wrong[0] if wrong else f"the run ended with status {status}, and no word")
+        report = json.loads(reports[0].read_text())
+        bad = [one for one in report["checks"] if one["status"] in ("fail", "error")]
+        if bad or status:
+            told = [f"{one['name']}: {one['reason'].splitlines()[0]}" for one in bad]
+            self.fail("; ".join(told) or f"the run ended with status {status}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a run to end, and wait until what it has up is down."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
