@@ -15,6 +15,7 @@ Exit status: 0 green; 1 red; 2 wrong use; 3 the night could not be recorded.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import multiprocessing
 import sys
 import time
@@ -119,8 +120,14 @@ def _lack(test: Test, equipment: Equipment) -> str | None:
     """Why a host can measure nothing of a test."""
     if reason := equipment.missing(test.needs):
         return reason
+    if equipment.testbed:  # what its devices are is known when it is up
+        functions = dict.fromkeys(registry.functions(), "?")
+        pair = {"peer": "?", "disk": "?"}
+        equipment = dataclasses.replace(equipment, p2p=pair, functions=functions)
     series = load_series(settings.repository() / "patches", known=plan.known())
     work = plan.work(configs(series, available(series)), (test.name,), equipment)
+    if not work:
+        return "no series that is built into what is run names it"
     lacks = [test.lacks(equipment, one.unit) for one in work]
     return lacks[0] if lacks and all(lacks) else None
 

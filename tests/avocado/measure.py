@@ -34,7 +34,7 @@ class Measure(Test):  # type: ignore[misc]
         if reason := self.params.get("skip"):
             self.cancel(reason)
         words = shlex.split(self.params.get("program", default=""))
-        words = [*(words or (sys.executable, "-m", "nearmetal")), "-q", "run"]
+        words = [*(words or (sys.executable, "-m", "nearmetal")), "run", "-q"]
         words += ["--only", self.params.get("test", default="lspci")]
         for key, flag in FLAG.items():
             if value := self.params.get(key):
@@ -59,7 +59,8 @@ class Measure(Test):  # type: ignore[misc]
         self.log.info("%s", "\n".join(said))
         reports = [one for one in results.glob("*/report.json") if one.parent.name != "latest"]
         if not reports:
-            wrong = [one for one in said if "error:" in one] or said[-1:]
+            hints = [at for at, one in enumerate(said) if one.lstrip().startswith("hint:")]
+            wrong = [said[at - 1] for at in hints[-1:] if at] or said[-1:]
             self.error(wrong[0] if wrong else f"the run ended with status {status}, and no word")
         report = json.loads(reports[0].read_text())
         bad = [one for one in report["checks"] if one["status"] in ("fail", "error")]

@@ -24,7 +24,9 @@ SWITCHES = "vmexit.agent.pmu_switches_per_sample"
 
 PROGRAM = """
 import json, pathlib, sys, time
+from nearmetal.cli.main import parser
 words = sys.argv[1:]
+parser().parse_args(words)
 test = words[words.index("--only") + 1]
 results = pathlib.Path(words[words.index("--results-dir") + 1])
 if test == "hang":
@@ -63,6 +65,8 @@ def test_suites_are_tests_by_hosts_and_stages(job: ModuleType) -> None:
     assert {"amd-lspci", "amd-vmexit", "intel-vmexit", "unit", "mutants", "validate"} <= set(every)
     assert every["amd-lspci"].tags == ("measure", "testbed", "amd", "lspci")
     assert "PCI Express" in every["intel-lspci"].parameters["skip"]
+    assert "skip" not in every["amd-p2p"].parameters
+    assert "server" in every["amd-tools"].parameters["skip"]
     quick = {one.name for one in job.planned(quick=True)}
     assert "unit" in quick
     assert not quick & {"mutants", "validate", "kasan"}
