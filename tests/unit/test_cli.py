@@ -46,7 +46,7 @@ def status(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         (
             ["export", "--series", "x", "--signoff", "A <a@b>", "--output", "x"],
             "'x'",
-            " pci-config-cache, pci-ecam,",
+            " pci-config-cache, ",
         ),
         (["run", "--checks", "/no/such.yaml"], "/no/such.yaml", ""),
         (["run", "--linux-tree", "/no/such"], "there is nothing there", ""),
