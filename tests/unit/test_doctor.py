@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -134,6 +137,60 @@ def test_a_saved_survey(wide: None, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--survey", saved("cascade-two-guests")]) == Exit.ENVIRONMENT
     assert "BROKEN" in capfd.readouterr().out
     assert cli.main(["doctor", "--survey", saved("card-with-switch")]) == 0
+
+
+def findings(survey: Survey) -> list[dict[str, str]]:
+    return [
+        {"what": one.what, "state": one.state, "text": one.text, "hint": one.mend}
+        for one in switches.switches(survey)
+    ]
+
+
+def test_json_is_all_that_is_on_standard_output() -> None:
+    words = ["doctor", "--survey", saved("survey-host"), "--json", "-v"]
+    done = subprocess.run(
+        [sys.executable, "-m", "nearmetal", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document == {"where": saved("survey-host"), "findings": findings(recorded("host"))}
+    assert {one["state"] for one in document["findings"]} == {"ok", "warn"}
+
+
+def test_json_keeps_brackets_and_the_exit_status(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["doctor", "--survey", saved("cascade-two-guests"), "--json"]
+    assert cli.main(words) == Exit.ENVIRONMENT
+    assert "broken" in [one["state"] for one in json.loads(capfd.readouterr().out)["findings"]]
+    assert cli.main(["doctor", "--survey", saved("management-function"), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)["findings"]
+    assert any(one["text"].endswith("[not the user's]") for one in found)
+
+
+def test_json_of_a_host_that_is_saved(
+    settings: Settings, shell: Recorder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "gpu1.survey"
+    assert doctor.examine(settings, SERVER, boot=False, save=path, as_json=True) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["where"] == "gpu1"
+    assert [one["what"] for one in document["findings"]][:2] == ["kernel", "cpu"]
+    assert document["findings"][0]["text"] == "6.12"
+    assert path.exists()
+
+
+def test_json_of_this_machine(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "TOOLS", {"no-such-tool": "some-package"})
+    assert cli.main(["doctor", "--json", "--cache-dir", str(tmp_path)]) == Exit.ENVIRONMENT
+    document = json.loads(capfd.readouterr().out)
+    assert document["where"] == "this machine"
+    assert document["findings"][0] == {
+        "what": "no-such-tool",
+        "state": "broken",
+        "text": "not installed",
+        "hint": "apt-get install some-package (scripts/run does)",
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markup import escape
@@ -189,11 +191,13 @@ def examine(
     boot: bool,
     saved: Path | None = None,
     save: Path | None = None,
+    as_json: bool = False,
 ) -> int:
     """Look, tell, and return the exit status: 3 when something is broken.
 
     ``saved`` is a file with a host's survey, which is looked at in place of a host; ``save`` is
     where to write that of the host, or of this machine. Nothing is written to a host.
+    ``as_json`` prints the findings alone, for programs.
     """
     survey = None
     if saved is not None:
@@ -218,6 +222,11 @@ def examine(
         save_survey(save, where, text)
     if survey is not None:
         found += switches(survey)
+    status = Exit.ENVIRONMENT if any(one.state == "broken" for one in found) else Exit.OK
+    if as_json:
+        print(json.dumps(to_json(where, found), indent=1))
+        return status
+    if survey is not None:
         for line in drawing.drawing(survey):
             ui.out.print(line, markup=False)
     table = Table("", "what", "", "hint", title=where)
@@ -226,7 +235,18 @@ def examine(
         # rules of the kernel's log are in brackets, as rich's markup is
         table.add_row(sign[one.state], *map(escape, (one.what, one.text, one.mend)))
     ui.out.print(table)
-    return Exit.ENVIRONMENT if any(one.state == "broken" for one in found) else Exit.OK
+    return status
+
+
+def to_json(where: str, found: Sequence[Finding]) -> dict[str, object]:
+    """The findings for programs: ``where`` is a host, a file, or "this machine"."""
+    return {
+        "where": where,
+        "findings": [
+            {"what": one.what, "state": one.state, "text": one.text, "hint": one.mend}
+            for one in found
+        ],
+    }
 
 
 def load_survey(path: Path) -> topology.Survey:
@@ -305,6 +325,7 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="write the PCI functions of the host (without --host: of this machine) there",
     )
+    one.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def command(options: argparse.Namespace, conf: Settings) -> int:
@@ -326,4 +347,5 @@ def command(options: argparse.Namespace, conf: Settings) -> int:
         boot=options.boot,
         saved=options.survey,
         save=options.save_survey,
+        as_json=options.json,
     )
