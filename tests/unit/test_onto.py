@@ -329,5 +329,5 @@ def test_a_series_for_another_tree(conf: Settings) -> None:
 
 
 def test_words_that_need_onto(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["validate", "--json", "--cache-dir", str(tmp_path)]) == 2
+    assert main(["validate", "--fail-on-conflict", "--cache-dir", str(tmp_path)]) == 2
     assert "add --onto TREE" in capsys.readouterr().err

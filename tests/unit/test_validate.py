@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from nearmetal.cli.main import main
 from nearmetal.core.errors import Exit, UsageError
 from nearmetal.patches.series import Enable, Series, load_series
-from nearmetal.upstream import trees, validate
+from nearmetal.upstream import findings, trees, validate
 from nearmetal.upstream.validate import Base, Candidate, Diagnostic, Finding, Remark, Touched
 
 DATA = Path(__file__).parent / "data" / "validate"
@@ -663,6 +665,56 @@ def test_the_summary_puts_errors_first_and_gathers_notes(tmp_path: Path) -> None
     assert validate.exit_status([*notes, error]) is Exit.FAILED
     assert validate.exit_status(notes) is Exit.OK
     assert f"{name} (2 patches): ok" in validate.render_findings(notes, candidates)
+
+
+def test_the_findings_for_programs(tmp_path: Path) -> None:
+    (tmp_path / "0001-x.patch").write_text(PATCH)
+    name = f"linux/{tmp_path.name}"
+    candidates = [Candidate(make_series(tmp_path))]
+    note = Finding(name, "0001-x.patch", "sign-off", "note", "none")
+    error = Finding("all series", "", "stacked", "error", "a.c:1: new warning: w")
+    document = json.loads(findings.to_json([note, error], candidates))
+    assert document == {
+        "errors": 1,
+        "notes": 1,
+        "series": [
+            {"series": name, "patches": 1, "errors": 0, "notes": 1},
+            {"series": "all series", "patches": 0, "errors": 1, "notes": 0},
+        ],
+        "findings": [
+            {
+                "series": name,
+                "patch": "0001-x.patch",
+                "rule": "sign-off",
+                "severity": "note",
+                "text": "none",
+            },
+            {
+                "series": "all series",
+                "patch": "",
+                "rule": "stacked",
+                "severity": "error",
+                "text": "a.c:1: new warning: w",
+            },
+        ],
+    }
+    good = json.loads(findings.to_json([], candidates))
+    assert (good["errors"], good["findings"]) == (0, [])
+
+
+def test_the_command_prints_the_findings_for_programs(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # a layout without patches: nothing is fetched or built
+    (tmp_path / "linux/stray").mkdir(parents=True)
+    (tmp_path / "series.yaml").write_text("series: []\n")
+    words = ["--patches", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
+    assert main(["validate", "--json", *words]) == Exit.FAILED
+    document = json.loads(capfd.readouterr().out)
+    assert [(one["series"], one["rule"]) for one in document["findings"]] == [
+        ("stray", "series.yaml")
+    ]
+    assert document["errors"] == 1
 
 
 TRACE_PATCH = """\

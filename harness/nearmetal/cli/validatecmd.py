@@ -58,7 +58,7 @@ def add(commands: Commands) -> None:
         " a tarball of Linux or QEMU, or a release, such as 10.2. Nothing is built, and nothing is"
         " written to TREE",
     )
-    one.add_argument("--json", action="store_true", help="with --onto: print JSON, for programs")
+    one.add_argument("--json", action="store_true", help="print JSON, for programs")
     one.add_argument(
         "--fail-on-conflict",
         action="store_true",
@@ -81,10 +81,9 @@ def command(options: argparse.Namespace, conf: Settings) -> int:
         )
         print(text)
         return status
-    if options.json or options.fail_on_conflict:
+    if options.fail_on_conflict:
         raise UsageError(
-            "--json and --fail-on-conflict say how --onto ends",
-            hint="add --onto TREE, or leave them out",
+            "--fail-on-conflict says how --onto ends", hint="add --onto TREE, or leave it out"
         )
     text, status = bases.run_validate(
         conf,
@@ -94,6 +93,7 @@ def command(options: argparse.Namespace, conf: Settings) -> int:
         only=options.series,
         quick=options.quick,
         full=options.full,
+        as_json=options.json,
     )
     print(text)
     return status

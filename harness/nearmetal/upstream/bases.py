@@ -16,6 +16,7 @@ from ..core.cache import Cache
 from ..core.settings import Settings
 from ..patches.series import Series, TreeName
 from ..sources.archive import Source, obtain
+from . import findings as findings_as
 from . import form, identity, trees, validate
 from .validation import full as validation
 
@@ -100,6 +101,7 @@ def run_validate(
     only: str | None,
     quick: bool,
     full: bool = False,
+    as_json: bool = False,
 ) -> tuple[str, int]:
     """Validate a directory of patches: the text to print, and the exit status."""
     directory = patches or settings.repo / "patches"
@@ -124,4 +126,5 @@ def run_validate(
         found += validate.validate(candidates, needed, scratch, quick=quick)
         if full:
             found += validation.full(candidates, needed, scratch, found)
-    return validate.render_findings(found, candidates), int(validate.exit_status(found))
+    render = findings_as.to_json if as_json else validate.render_findings
+    return render(found, candidates), int(validate.exit_status(found))
