@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from lib.repositories import commit, git, make_sources
 
+from nearmetal.cli.main import main
 from nearmetal.core.errors import UsageError
 from nearmetal.patches.series import Enable, Series
 from nearmetal.upstream import trees
@@ -230,6 +232,46 @@ def test_new_commits_belong_to_the_cover_letter_before_them(
     ]
     assert (patches / "linux/third/cover.txt").read_text() == "A third thing\n"
     assert "direct-p2p: 3 patches, as exported" in trees.tree_status(tree, patches)
+
+
+def test_the_status_for_programs(
+    tmp_path: Path, sources: Path, patches: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tree = trees.tree_checkout("linux", sources, "7.3.4", both(patches), tmp_path / "t").folder
+    (tree / "kvm/extra.c").write_text("int extra;\n")
+    commit(tree, "pci: Add an extra\n")
+    trees.tree_new_series(tree, "third", "A third thing")
+    git(tree, "config", "--add", "nearmetal.series", "lost")
+    (tree / "kvm/run").unlink()
+    found = trees.status_of(tree, patches)
+    assert [(one.name, one.patches, one.state) for one in found.series] == [
+        ("config-cache", 3, "exported"),
+        ("direct-p2p", 3, "differs"),
+        ("third", 0, "new"),
+        ("lost", 0, "gone"),
+    ]
+    assert (found.dirty, found.in_progress, found.error) == (1, None, None)
+
+    shutil.rmtree(tree / "kvm")
+    git(tree, "checkout", "-q", "--", "kvm")
+    assert main(["tree", "status", "linux", "--dir", str(tree), "--json"]) == 0
+    captured = capfd.readouterr()
+    (document,) = json.loads(captured.out)["trees"]
+    assert (document["tree"], document["version"], document["dirty"]) == ("linux", "7.3.4", 0)
+    assert document["folder"] == str(tree)
+    assert [sorted(one) for one in document["series"]] == [["name", "patches", "state", "text"]] * 4
+
+
+def test_a_tree_that_is_no_stack_has_an_error_for_programs(
+    tmp_path: Path, sources: Path, patches: Path
+) -> None:
+    tree = trees.tree_checkout("linux", sources, "7.3.4", [], tmp_path / "t").folder
+    (tree / "kvm/extra.c").write_text("int extra;\n")
+    commit(tree, "pci: Add an extra\n")
+    found = trees.status_of(tree, patches)
+    assert "belongs to no series" in str(found.error)
+    assert found.series == ()
+    assert f"cannot be exported: {found.error}" in trees.tree_status(tree, patches)
 
 
 def test_other_files_of_a_series_stay(tmp_path: Path, sources: Path, patches: Path) -> None:

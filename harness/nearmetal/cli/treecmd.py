@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ..core import ui
@@ -31,7 +33,9 @@ def add(commands: Commands) -> None:
     actions = Commands(sub, common_options(only=()), commands.top)
     sources = common_options(only=("cache_dir", "source_dir", "linux_tree", "qemu_tree"))
     _tree(actions.add("checkout", "make the work tree", checkout, sources))
-    _tree(actions.add("status", "show what an export would change", status))
+    shown = actions.add("status", "show what an export would change", status)
+    _tree(shown)
+    shown.add_argument("--json", action="store_true", help="print JSON, for programs")
     _tree(actions.add("export", "write patches/ from the work tree", export))
     new = actions.add("new-series", "begin a series at the tip of the work tree", new_series)
     _tree(new)
@@ -81,7 +85,12 @@ def checkout(options: argparse.Namespace, conf: Settings) -> int:
 
 def status(options: argparse.Namespace, conf: Settings) -> int:
     """Show what an export would change."""
-    for _, folder, _ in _folders(options, conf):
+    folders = [folder for _, folder, _ in _folders(options, conf)]
+    if options.json:
+        found = [asdict(trees.status_of(folder, conf.repo / "patches")) for folder in folders]
+        print(json.dumps({"trees": found}, indent=1))
+        return Exit.OK
+    for folder in folders:
         print(trees.tree_status(folder, conf.repo / "patches"))
     return Exit.OK
 

@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..core import proc, ui
 from ..core.cache import remove
@@ -184,6 +184,40 @@ class Exported:
     folder: Path
     patches: int
     changed: bool
+
+
+PartState = Literal["exported", "new", "differs", "broken", "gone"]
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    """A series of a tree beside patches/; ``text`` says in words what ``state`` does in one.
+
+    ``broken`` cannot be exported; ``gone`` was checked out and is no longer in the tree.
+    """
+
+    name: str
+    patches: int
+    state: PartState
+    text: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """What an export of a tree would meet; ``dirty`` counts files that are not committed.
+
+    ``in_progress`` is what git is in the middle of. With an ``error`` the commits are no stack of
+    series: nothing can be exported, and ``series`` is empty.
+    """
+
+    tree: TreeName
+    version: str
+    folder: str
+    base: str
+    in_progress: str | None
+    dirty: int
+    error: str | None
+    series: tuple[PartStatus, ...]
 
 
 class DoesNotApply(NearmetalError):
@@ -540,28 +574,58 @@ def tree_status(folder: Path, patches: Path) -> str:
 
     Raises UsageError where ``folder`` is not one of our trees.
     """
+    found = status_of(folder, patches)
+    lines = [f"{found.tree} {found.version} in {found.folder}, base {found.base}"]
+    if found.in_progress is not None:
+        lines.append(f"  in the middle of a {found.in_progress}")
+    if found.dirty:
+        lines.append(f"  {found.dirty} files with changes that are not committed")
+    if found.error is not None:
+        return "\n".join([*lines, f"  cannot be exported: {found.error}"])
+    if all(part.state == "gone" for part in found.series):
+        lines.append("  no series")
+    for part in found.series:
+        if part.state == "gone":
+            lines.append(f"  {part.name}: gone")
+        else:
+            count = f"{part.patches} patch{'es' if part.patches != 1 else ''}"
+            lines.append(f"  {part.name}: {count}, {part.text}")
+    return "\n".join(lines)
+
+
+def status_of(folder: Path, patches: Path) -> Status:
+    """What a tree holds and where it differs from ``patches``.
+
+    Raises UsageError where ``folder`` is not one of our trees.
+    """
     git = _open(folder)
     tree = _tree_of(git)
-    version = git.text("config", "nearmetal.version")
-    lines = [f"{tree} {version} in {folder}, base {git.text('rev-parse', '--short', BASE_TAG)}"]
-    if what := _in_progress(git):
-        lines.append(f"  in the middle of a {what}")
-    if dirty := _dirty(git):
-        lines.append(f"  {len(dirty)} files with changes that are not committed")
+    error: str | None = None
+    series: list[PartStatus] = []
     try:
         parts = _split(git)
-    except UsageError as error:
-        return "\n".join([*lines, f"  cannot be exported: {error.message}"])
-    if not parts:
-        lines.append("  no series")
-    with tempfile.TemporaryDirectory(prefix="nearmetal-") as scratch:
-        for part in parts:
-            count = f"{len(part.commits)} patch{'es' if len(part.commits) != 1 else ''}"
-            state = _compare(git, part, Path(scratch), series_folder(patches, tree, part.name))
-            lines.append(f"  {part.name}: {count}, {state}")
-    names = {part.name for part in parts}
-    lines += [f"  {name}: gone" for name in _checked_out(git) if name not in names]
-    return "\n".join(lines)
+    except UsageError as caught:
+        error = caught.message
+    else:
+        with tempfile.TemporaryDirectory(prefix="nearmetal-") as scratch:
+            for part in parts:
+                final = series_folder(patches, tree, part.name)
+                state, text = _compare(git, part, Path(scratch), final)
+                series.append(PartStatus(part.name, len(part.commits), state, text))
+        names = {part.name for part in parts}
+        series += [
+            PartStatus(name, 0, "gone", "gone") for name in _checked_out(git) if name not in names
+        ]
+    return Status(
+        tree,
+        git.text("config", "nearmetal.version"),
+        str(folder),
+        git.text("rev-parse", "--short", BASE_TAG),
+        _in_progress(git),
+        len(_dirty(git)),
+        error,
+        tuple(series),
+    )
 
 
 def tree_export(folder: Path, patches: Path, series: Sequence[Series]) -> tuple[Exported, ...]:
@@ -871,14 +935,16 @@ def _first_difference(wanted: str, given: str) -> str:
     return ours[-1] if ours else ""
 
 
-def _compare(git: Git, part: _Part, scratch: Path, final: Path) -> str:
+def _compare(git: Git, part: _Part, scratch: Path, final: Path) -> tuple[PartState, str]:
     try:
         _render(git, part, scratch / part.name)
     except UsageError as error:
-        return f"cannot be exported: {error.message}"
+        return "broken", f"cannot be exported: {error.message}"
     if not final.is_dir():
-        return "new, not exported yet"
-    return "as exported" if _same(scratch / part.name, final) else f"differs from {final}"
+        return "new", "new, not exported yet"
+    if _same(scratch / part.name, final):
+        return "exported", "as exported"
+    return "differs", f"differs from {final}"
 
 
 def _ours(path: Path) -> bool:
