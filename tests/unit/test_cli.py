@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: exit statuses, one line an error, no traceback."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
 from nearmetal.cli import doctor
 from nearmetal.cli.main import main
+from nearmetal.core.cache import Cache
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -94,6 +97,35 @@ def test_ssh_without_a_machine(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 def test_cache_shows_an_empty_cache(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["cache", "--prune", "--cache-dir", str(tmp_path / "c")]) == 0
     assert "GiB of disk are free" in capsys.readouterr().out
+
+
+def test_the_cache_for_programs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c").open()
+
+    def build(folder: Path) -> None:
+        (folder / "file").write_bytes(b"x" * 4096)
+
+    made = cache.make("toy", {"a": 1}, build, what="a toy [of wood]")
+    os.utime(made.path, (0, 86400))
+    capsys.readouterr()
+    words = ["cache", "--json", "--cache-dir", str(tmp_path / "c")]
+    assert main(words) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["folder"] == str(tmp_path / "c")
+    assert document["freed_bytes"] == 0
+    assert document["free_bytes"] > 0
+    (entry,) = document["entries"]
+    size = entry.pop("bytes")
+    assert size == 4096 + (made.path / "meta.json").stat().st_size
+    assert entry == {
+        "kind": "toy",
+        "what": "a toy [of wood]",
+        "key": made.key,
+        "used": "1970-01-02T00:00:00Z",
+    }
+    assert main([*words, "--prune"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["entries"], document["freed_bytes"]) == ([], size)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import time
 from pathlib import Path
@@ -21,13 +22,13 @@ def _size(path: Path) -> int:
     return sum(one.lstat().st_size for one in path.rglob("*") if one.is_file())
 
 
-def show(cache: Cache, *, prune: bool, days: float) -> int:
+def show(cache: Cache, *, prune: bool, days: float, as_json: bool = False) -> int:
     """Show what is cached; with ``prune`` remove what has not been used for ``days``."""
     if not days >= 0:  # nan is neither
         raise UsageError("--older-than must be 0 or more days", hint="0 removes everything")
     now = time.time()
+    freed = 0
     if prune:
-        freed = 0
         for entry in cache.entries():
             if now - entry.path.stat().st_mtime >= days * 86400:
                 with cache.lock(f"{entry.kind}-{entry.key}"):
@@ -50,6 +51,10 @@ def show(cache: Cache, *, prune: bool, days: float) -> int:
                 if (cache.root / name).is_dir():
                     freed += _size(cache.root / name)
                     remove(cache.root / name)
+    if as_json:
+        print(json.dumps(to_json(cache, freed), indent=1))
+        return Exit.OK
+    if prune:
         ui.out.print(f"freed {freed >> 20} MiB", markup=False)
     table = Table("kind", "what", "MiB", "last used", title=str(cache.root))
     for entry in cache.entries():
@@ -60,6 +65,27 @@ def show(cache: Cache, *, prune: bool, days: float) -> int:
     usage = shutil.disk_usage(cache.root)
     ui.out.print(f"{usage.free >> 30} GiB of disk are free", markup=False)
     return Exit.OK
+
+
+def to_json(cache: Cache, freed: int) -> dict[str, object]:
+    """What is cached, for programs: sizes in bytes, times in UTC, the oldest use first."""
+    return {
+        "folder": str(cache.root),
+        "entries": [
+            {
+                "kind": entry.kind,
+                "what": str(entry.meta.get("what", entry.key)),
+                "key": entry.key,
+                "bytes": _size(entry.path),
+                "used": time.strftime(
+                    "%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.path.stat().st_mtime)
+                ),
+            }
+            for entry in cache.entries()
+        ],
+        "freed_bytes": freed,
+        "free_bytes": shutil.disk_usage(cache.root).free,
+    }
 
 
 def add(commands: Commands) -> None:
@@ -79,8 +105,14 @@ def add(commands: Commands) -> None:
         metavar="DAYS",
         help="with --prune (default: 30); 0 removes everything",
     )
+    one.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def command(options: argparse.Namespace, conf: Settings) -> int:
     """Carry it out."""
-    return show(Cache(conf.cache_dir).open(), prune=options.prune, days=options.older_than)
+    return show(
+        Cache(conf.cache_dir).open(),
+        prune=options.prune,
+        days=options.older_than,
+        as_json=options.json,
+    )
