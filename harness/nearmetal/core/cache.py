@@ -95,6 +95,12 @@ class Cache:
                 f"the cache directory {self.root} cannot be made: {error.strerror}",
                 hint="choose another with --cache-dir",
             ) from None
+        for name in ("store", "tmp", "locks"):
+            if not os.access(self.root / name, os.W_OK):
+                raise EnvironmentBroken(
+                    f"the cache directory {self.root} cannot be written ({name})",
+                    hint="choose another with --cache-dir, or mend its owner or its mount",
+                )
         return self
 
     @contextmanager
@@ -145,13 +151,13 @@ class Cache:
                 _HELD.discard(path)
 
     def find(self, kind: str, key: str) -> Stored | None:
-        """The thing if it is in the store."""
+        """The thing if it is in the store, whole: one without a sound meta.json is made again."""
         path = self.root / "store" / kind / key
-        meta = path / "meta.json"
-        if not meta.is_file():
+        meta = _meta(path)
+        if meta is None:
             return None
         os.utime(path)
-        return Stored(kind, key, path, json.loads(meta.read_text()))
+        return Stored(kind, key, path, meta)
 
     def make(
         self,
@@ -174,6 +180,9 @@ class Cache:
         with self.lock(f"{kind}-{key}"):
             if found := self.find(kind, key):
                 return found
+            final = self.root / "store" / kind / key
+            if final.exists():
+                ui.warn(f"{final} is broken: its meta.json cannot be read; it is made again")
             work = self.root / "tmp" / f"{kind}-{key}"
             if work.exists() and not resume:
                 remove(work)
@@ -182,6 +191,19 @@ class Cache:
             try:
                 with ui.step(what):
                     more = build(work)
+                meta = {
+                    "kind": kind,
+                    "what": what,
+                    "ingredients": ingredients,
+                    "seconds": round(time.monotonic() - started, 1),
+                    "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    **(more or {}),
+                }
+                (work / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
+                final.parent.mkdir(parents=True, exist_ok=True)
+                if final.exists():
+                    remove(final)
+                work.rename(final)
             except OSError as error:
                 raise EnvironmentBroken(
                     f"{what}: {error.strerror or error} ({error.filename or work})",
@@ -189,31 +211,29 @@ class Cache:
                     if error.errno in (errno.ENOSPC, errno.EDQUOT)
                     else None,
                 ) from None
-            meta = {
-                "kind": kind,
-                "what": what,
-                "ingredients": ingredients,
-                "seconds": round(time.monotonic() - started, 1),
-                "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                **(more or {}),
-            }
-            (work / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
-            final = self.root / "store" / kind / key
-            final.parent.mkdir(parents=True, exist_ok=True)
-            if final.exists():
-                remove(final)
-            work.rename(final)
             return Stored(kind, key, final, meta, fresh=True)
 
     def entries(self) -> list[Stored]:
         """Everything in the store, oldest use first."""
         found = [
             Stored(
-                meta.parent.parent.name, meta.parent.name, meta.parent, json.loads(meta.read_text())
+                meta.parent.parent.name,
+                meta.parent.name,
+                meta.parent,
+                _meta(meta.parent) or {"what": "broken: its meta.json cannot be read"},
             )
             for meta in (self.root / "store").glob("*/*/meta.json")
         ]
         return sorted(found, key=lambda entry: entry.path.stat().st_mtime)
+
+
+def _meta(folder: Path) -> dict[str, Any] | None:
+    """What meta.json says of a thing; None where that is no JSON object (a machine lost power)."""
+    try:
+        found = json.loads((folder / "meta.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def process(pid: str) -> str:

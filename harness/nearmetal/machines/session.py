@@ -93,7 +93,11 @@ def find(cache: Cache, name: str | None = None) -> Mapping[str, Any]:
     up: dict[str, Mapping[str, Any]] = {}
     gone: list[str] = []
     for path in sorted(_folder(cache).glob("*.json")):
-        note = json.loads(path.read_text())
+        try:
+            note = json.loads(path.read_text())
+        except ValueError:
+            gone.append(f"{path.stem}: its note {path} cannot be read")
+            continue
         if "ended" in note:
             gone.append(f"{note['name']}: {note['ended']}")
         elif not (Path("/proc") / str(note["pid"])).exists():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
 import shlex
 import socket
 import threading
@@ -18,10 +19,12 @@ from typing import BinaryIO
 import paramiko
 
 from ..core.errors import EnvironmentBroken, MeasurementError, UsageError
+from ..core.text import first_line
 from .console import Console
 
 _POLL_S = 0.01
 _WATCH_S = 2.0
+_HINT = "the consoles, and what the emulator said, are in the logs of the run"
 _HANDSHAKE_S = 60.0
 """For TCP and SSH's key exchange each: a guest of an emulated host took more than 15 s."""
 
@@ -142,6 +145,7 @@ class Shell:
                 raise MeasurementError(
                     f"{self.name}: '{_short(command)}' did not end within {deadline_s:.0f} s",
                     detail="\n".join(part for part in (said, self._last_words()) if part),
+                    hint=_HINT,
                 )
             if not moved:
                 time.sleep(_POLL_S)
@@ -154,6 +158,7 @@ class Shell:
             raise MeasurementError(
                 f"{self.name}: the connection broke in '{_short(command)}'",
                 detail=self._last_words(),
+                hint=_HINT,
             )
         if check and status != 0:
             raise MeasurementError(
@@ -202,7 +207,9 @@ class Shell:
         if self.watch is not None:
             self.watch()
         raise MeasurementError(
-            f"{self.name}: the connection broke in '{_short(command)}'", detail=self._last_words()
+            f"{self.name}: the connection broke in '{_short(command)}'",
+            detail=self._last_words(),
+            hint=_HINT,
         )
 
     def start(self, command: str) -> Running:
@@ -217,6 +224,7 @@ class Shell:
             raise MeasurementError(
                 f"{self.name}: cannot run '{_short(command)}': {error or type(error).__name__}",
                 detail=self._last_words(),
+                hint=_HINT,
             ) from None
         return channel
 
@@ -342,10 +350,7 @@ def connect(
             ) from None
         except paramiko.AuthenticationException:
             client.close()
-            raise UsageError(
-                f"{name}: {address} refuses the login with {address.key or 'the keys at hand'}",
-                hint="check user and key in the inventory, and authorized_keys on the machine",
-            ) from None
+            raise _refuses(name, address) from None
         except paramiko.SSHException as error:
             client.close()
             if "not found in known_hosts" in str(error):
@@ -353,6 +358,8 @@ def connect(
                     f"{name}: the host key of {address.host} is not known",
                     hint="log in once with ssh, or give host_key in the inventory",
                 ) from None
+            if address.key is not None and _OF_KEYS.search(str(error)):
+                raise _refuses(name, address) from None
             last = str(error) or type(error).__name__
         except socket.gaierror as error:
             raise UsageError(
@@ -373,6 +380,28 @@ def connect(
                 hint="is the machine up, and does a firewall let us through?",
             )
         time.sleep(0.5)
+
+
+_OF_KEYS = re.compile(r"private key file|Invalid key|key, expected")
+"""What paramiko says last when no key let it in: that of the file as a key of another type."""
+
+
+def _refuses(name: str, address: Address) -> UsageError:
+    """The error where a machine does not let us in: the key's file may be none."""
+    if address.key is not None:
+        try:
+            paramiko.PKey.from_path(address.key)
+        except paramiko.PasswordRequiredException:
+            pass
+        except Exception as error:  # of several libraries
+            return UsageError(
+                f"{name}: {address.key} is no private key: {first_line(str(error))}",
+                hint="check key in the inventory: the private key's file, not the .pub",
+            )
+    return UsageError(
+        f"{name}: {address} refuses the login with {address.key or 'the keys at hand'}",
+        hint="check user and key in the inventory, and authorized_keys on the machine",
+    )
 
 
 def _refused(error: Exception) -> bool:

@@ -108,7 +108,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
     Usage and environment errors are raised before anything is measured; what goes wrong in a
     measurement is in the report, as an error.
     """
-    begun = time.time()
+    begun, ticks = time.time(), time.monotonic()
     every = load_series(settings.repo / "patches", known=plans.known())
     wanted = chosen(settings, every, options.variants, options.series)
     shares = _shares(settings, options, wanted)
@@ -144,7 +144,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
             finished=_stamp(finished),
             host=options.server.name if options.server else "testbed",
             command=options.command or shlex.join(sys.argv),
-            seconds=round(finished - begun, 1),
+            seconds=round(time.monotonic() - ticks, 1),
             cold=any(lab.fresh for lab in labs),
             boot_retries=sum(found.boot_retries for found in gathered),
         ),
@@ -327,7 +327,10 @@ def measure_units(
                 broke = _one_unit(bench, one, found)
                 left.pop(0)
                 if broke and guest is not None and not _still_up(guest):
-                    raise MeasurementError(f"the guest died during the test {one.test.name}")
+                    raise MeasurementError(
+                        f"the guest died during the test {one.test.name}",
+                        hint="its console is in the logs of the run",
+                    )
             if keep and guest is not None:
                 _hold(lab, host, guest)
         if first.setup.after is not None:

@@ -316,7 +316,9 @@ def open_archive(cache: Cache) -> Archive:
             "#clear APT::Update::Post-Invoke;\n"
             "#clear APT::Update::Post-Invoke-Success;\n"
         )
-        old = not stamp.is_file() or time.time() - stamp.stat().st_mtime > _LIST_AGE_S
+        # a stamp of the future is of a clock that was wrong: such lists would stay for ever
+        age = time.time() - stamp.stat().st_mtime if stamp.is_file() else -1.0
+        old = not 0 <= age <= _LIST_AGE_S
         if changed or old:
             with ui.step("reading Debian's package lists"):
                 done = proc.run(

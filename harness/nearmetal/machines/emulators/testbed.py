@@ -132,7 +132,9 @@ class Testbed:
         status = self.process.poll()
         if status is not None:
             raise MeasurementError(
-                f"the emulated host ended by itself (status {status})", detail=self.console.tail()
+                f"the emulated host ended by itself (status {status})",
+                detail=self.console.tail(),
+                hint="was it killed, or out of memory? see dmesg, and the run's emulator.log",
             )
 
     def watch(self) -> None:
