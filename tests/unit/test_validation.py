@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nearmetal.builds import newer
+from nearmetal.core.errors import EnvironmentBroken
 from nearmetal.patches.series import Enable, Series
 from nearmetal.upstream import validate
 from nearmetal.upstream.results import Times
@@ -325,6 +328,53 @@ class Lines:
         )
 
 
+def nowhere() -> Path:
+    raise EnvironmentBroken("Debian cannot be reached")
+
+
+def test_a_changed_uapi_is_an_error_where_no_abidiff_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sources").mkdir()
+    monkeypatch.setattr(plan, "stages", lambda candidate, base: ())
+    one = candidate(tmp_path / "x", [("include/uapi/linux/toy.h", "struct toy;")])
+    base = Base("linux", tmp_path / "sources", "7.3.4")
+    (tmp_path / "scratch").mkdir()
+    found = full.full([one], {"linux": base}, tmp_path / "scratch", abidiff=nowhere)
+    assert [(one.rule, one.severity) for one in found] == [("check-uapi", "error")]
+    assert "Debian cannot be reached" in found[0].text
+
+
+def test_a_program_of_an_unpacked_root_is_run_with_its_own_loader(tmp_path: Path) -> None:
+    """A stand-in for the loader that says how it is called."""
+    root = tmp_path / "a root"
+    loader = root / "usr" / "lib64" / "ld-linux-x86-64.so.2"
+    loader.parent.mkdir(parents=True)
+    loader.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    loader.chmod(0o755)
+    program = newer.wrappers(root, ["abidiff"]) / "abidiff"
+    said = subprocess.run([program, "--version", "a b"], capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines() == [
+        "--library-path",
+        f"{root}/usr/lib/x86_64-linux-gnu",
+        f"{root}/usr/bin/abidiff",
+        "--version",
+        "a b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("abidiff: 2.2.0", (2, 2, 0)), ("abidiff: 2.10.1", (2, 10, 1)), ("none", ())],
+)
+def test_the_version_of_a_program(tmp_path: Path, said: str, expected: tuple[int, ...]) -> None:
+    program = tmp_path / "abidiff"
+    program.write_text(f"#!/bin/sh\necho '{said}'\n")
+    program.chmod(0o755)
+    assert newer.version(program) == expected
+    assert newer.version(tmp_path / "gone") == ()
+
+
 def toy_stage(*needs: stage.Need) -> stage.Stage:
     return stage.Stage("lines", Lines(), "lines", lambda file: file.path.endswith(".c"), needs)
 
@@ -341,7 +391,7 @@ def run(
     base = Base("linux", sources, "7.3.4")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    return full.full([one], {"linux": base}, scratch)
+    return full.full([one], {"linux": base}, scratch, abidiff=nowhere)
 
 
 def test_a_stage_tells_what_a_patch_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +424,8 @@ def test_a_series_of_nothing_but_qtests_is_run(
     monkeypatch.setattr(full, "run_qtests", asks)
     (tmp_path / "scratch").mkdir()
     base = Base("qemu", sources, "11.1.1", None, QemuBuild(()))
-    assert full.full([one], {"qemu": base}, tmp_path / "scratch") == []
+    found = full.full([one], {"qemu": base}, tmp_path / "scratch", abidiff=nowhere)
+    assert found == []
     assert asked == [one]
 
 

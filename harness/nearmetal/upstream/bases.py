@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import builds
+from ..builds import newer
 from ..core.cache import Cache
 from ..core.settings import Settings
 from ..patches.series import Series, TreeName
@@ -92,6 +94,17 @@ def _versions(
     ]
 
 
+def abidiff(settings: Settings, cache: Cache) -> Path:
+    """The abidiff that Linux' scripts/check-uapi.sh takes (2.4): the machine's own, or Debian 13's.
+
+    Raises EnvironmentBroken where neither can be had.
+    """
+    here = shutil.which("abidiff")
+    if here and newer.version(here) >= (2, 4):
+        return Path(here)
+    return newer.programs(settings, cache, "abigail-tools", ["abidiff"]) / "abidiff"
+
+
 def run_validate(
     settings: Settings,
     cache: Cache,
@@ -125,6 +138,8 @@ def run_validate(
         found = [*findings, *form.check_form(candidates)]
         found += validate.validate(candidates, needed, scratch, quick=quick)
         if full:
-            found += validation.full(candidates, needed, scratch, found)
+            found += validation.full(
+                candidates, needed, scratch, found, abidiff=lambda: abidiff(settings, cache)
+            )
     render = findings_as.to_json if as_json else validate.render_findings
     return render(found, candidates), int(validate.exit_status(found))

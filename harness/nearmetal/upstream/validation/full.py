@@ -13,7 +13,7 @@ from ..results import Times
 from ..validate import Base, Candidate, Finding, WorkTree, trees_needed
 from . import plan
 from .linux import own_symbols
-from .series_checks import QTEST_RULE, UAPI_RULE, check_uapi, has_uapi, run_qtests
+from .series_checks import QTEST_RULE, UAPI_RULE, Abidiff, check_uapi, has_uapi, run_qtests
 from .stage import Stage, not_run, run_patch
 
 
@@ -22,10 +22,13 @@ def full(
     bases: Mapping[TreeName, Base],
     scratch: Path,
     known: Sequence[Finding] = (),
+    *,
+    abidiff: Abidiff,
 ) -> list[Finding]:
     """What the stages find in the candidates and ``known`` does not say already.
 
-    ``scratch`` is that of validate.validate(), and so is what is raised.
+    ``abidiff`` is asked only if a series touches the uapi. ``scratch`` is that of
+    validate.validate(), and so is what is raised.
     """
     findings: list[Finding] = []
     for tree in trees_needed(candidates):
@@ -34,7 +37,7 @@ def full(
         work = WorkTree.open(base, scratch.resolve() / tree)
         chosen = [one for one in candidates if one.series.tree == tree]
         for candidate in sorted(chosen, key=lambda one: one.series.order):
-            findings += _series(candidate, base, work, times)
+            findings += _series(candidate, base, work, times, abidiff)
     return _news(findings, known)
 
 
@@ -50,7 +53,9 @@ def _news(findings: Sequence[Finding], known: Sequence[Finding]) -> list[Finding
     return found
 
 
-def _series(candidate: Candidate, base: Base, work: WorkTree, times: Times) -> list[Finding]:
+def _series(
+    candidate: Candidate, base: Base, work: WorkTree, times: Times, abidiff: Abidiff
+) -> list[Finding]:
     label = candidate.series.label
     patches = candidate.series.patches()
     commits = work.apply(candidate, [])
@@ -73,7 +78,9 @@ def _series(candidate: Candidate, base: Base, work: WorkTree, times: Times) -> l
     findings += _options(stages, candidate, work, commits[-1])
     before, after = commits[0], commits[-1]
     if has_uapi(candidate):
-        findings += _timed(label, UAPI_RULE, times, lambda: check_uapi(work, label, before, after))
+        findings += _timed(
+            label, UAPI_RULE, times, lambda: check_uapi(work, label, before, after, abidiff)
+        )
     if candidate.series.tree in ("qemu", "testbed-qemu"):
         findings += _timed(
             label,

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from ...core import proc
+from ...core.errors import EnvironmentBroken
 from ..form import UAPI
 from ..validate import (
     BUILD_ENVIRONMENT,
@@ -52,17 +52,25 @@ def has_uapi(candidate: Candidate) -> bool:
     )
 
 
-def check_uapi(work: WorkTree, label: str, before: str, after: str) -> list[Finding]:
+Abidiff = Callable[[], Path]
+"""Where there is an abidiff that is new enough; EnvironmentBroken where there is none."""
+
+
+def check_uapi(
+    work: WorkTree, label: str, before: str, after: str, abidiff: Abidiff
+) -> list[Finding]:
     """scripts/check-uapi.sh between two commits: what it says where it is not content."""
-    abidiff = Need("abidiff 2.4 or newer", "abigail-tools of Debian 13", _abidiff_is_new)
-    if not abidiff.is_met():
-        return not_run(label, UAPI_RULE, [abidiff])
+    try:
+        program = abidiff()
+    except EnvironmentBroken as error:
+        need = Need("abidiff 2.4 or newer", f"abigail-tools of Debian 13; {error.message}")
+        return not_run(label, UAPI_RULE, [need])
     work.git.run("reset", "--quiet", "--hard", after)
     done = proc.run(
         [work.git.folder / "scripts" / "check-uapi.sh", "-q", "-b", before, "-p", after],
         deadline_s=_UAPI_S,
         cwd=work.git.folder,
-        env=BUILD_ENVIRONMENT,
+        env={**BUILD_ENVIRONMENT, "ABIDIFF": str(program)},
         tree=True,
         check=False,
     )
@@ -71,14 +79,6 @@ def check_uapi(work: WorkTree, label: str, before: str, after: str) -> list[Find
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     text = " / ".join(said[:8]) or f"ended with status {done.status}"
     return [Finding(label, "", UAPI_RULE, "error", text)]
-
-
-def _abidiff_is_new() -> bool:
-    if shutil.which("abidiff") is None:
-        return False
-    said = proc.run(["abidiff", "--version"], deadline_s=60, check=False).stdout
-    match = re.search(r"(\d+)\.(\d+)", said)
-    return match is not None and (int(match[1]), int(match[2])) >= (2, 4)
 
 
 # -- QEMU's qtests
