@@ -63,7 +63,7 @@ def errors(
     candidates, _ = validate.find_candidates(patches, tree=base.tree)
     scratch = cache.root / "validate"
     scratch.mkdir(exist_ok=True)
-    with cache.lock("validate"), pytest.MonkeyPatch.context() as patch:
+    with cache.lock(f"validate-{base.tree}"), pytest.MonkeyPatch.context() as patch:
         found = validate.validate(candidates, {base.tree: base}, scratch)
         if stages:
             every = plan.stages
@@ -73,7 +73,9 @@ def errors(
 
             patch.setattr(plan, "stages", some)
             patch.setattr(full, "run_qtests", lambda *_: [])
-            found += full.full(candidates, {base.tree: base}, scratch, found)
+            found += full.full(
+                candidates, {base.tree: base}, scratch, found, abidiff=lambda: Path("abidiff")
+            )
     return [(one.patch[:4], one.rule, one.text) for one in found if one.severity == "error"]
 
 
