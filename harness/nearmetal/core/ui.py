@@ -44,6 +44,9 @@ class _State:
     lock = threading.RLock()
     steps: list[Step]
     drawn = False
+    label = ""
+    alone = True
+    """Whether no other process writes to the same terminal, so that a line may change."""
 
 
 _state = _State()
@@ -58,11 +61,22 @@ def set_level(level: int) -> None:
 def _print(text: str, style: str | None = None) -> None:
     with _state.lock:
         _erase()
-        console.print(text, style=style, markup=False)
+        console.print(f"{_state.label}{text}", style=style, markup=False)
+
+
+@contextmanager
+def labelled(name: str, *, alone: bool = True) -> Iterator[None]:
+    """Put a name before each line that is told; not ``alone``: another process tells, too."""
+    before = _state.label, _state.alone
+    _state.label, _state.alone = f"[{name}] ", alone
+    try:
+        yield
+    finally:
+        _state.label, _state.alone = before
 
 
 def _erase() -> None:
-    if _state.drawn:
+    if _state.drawn or (not _state.alone and console.is_terminal):
         console.file.write("\r\x1b[K")
         console.file.flush()
         _state.drawn = False
@@ -119,7 +133,7 @@ def step(name: str) -> Iterator[Step]:
     """
     current = Step(name)
     say(f"==> {name}")
-    live = console.is_terminal and _state.level == NORMAL
+    live = console.is_terminal and _state.level == NORMAL and _state.alone
     done = threading.Event()
 
     def beat() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shlex
 import sys
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core import ui
+from ..core.beside import beside
 from ..core.cache import Cache
 from ..core.errors import EnvironmentBroken, Exit, MeasurementError, NearmetalError, UsageError
 from ..core.model import (
@@ -51,6 +53,8 @@ from ..report import document, tables
 from . import plan as plans
 from .plan import Work
 
+CPUS_A_TESTBED = 1
+"""Emulated hosts are measured beside each other where each has so many CPUs."""
 ANSWER_DEADLINE_S = 15.0
 """For a server's first login, before anything is built."""
 
@@ -126,10 +130,7 @@ def execute(settings: Settings, options: Options) -> tuple[Exit, Path]:
             for share in shares
         ]
         with cache.lock(f"run-{options.server.name}" if options.server else "testbed"):
-            gathered = [
-                _measure(lab, share, _logs_of(logs, share, shares), keep=options.keep)
-                for lab, share in zip(labs, shares, strict=True)
-            ]
+            gathered = _measure_all(labs, shares, logs, keep=options.keep)
     results = judge.together(
         {
             share.name: verdicts(share, rules, found)
@@ -263,6 +264,24 @@ def _logs_of(logs: Path, share: Share, shares: Sequence[Share]) -> Path:
 
 
 # --- measuring -------------------------------------------------------------------------------
+
+
+def _measure_all(
+    labs: Sequence[Lab], shares: Sequence[Share], logs: Path, *, keep: bool
+) -> list[Gathered]:
+    """Measure all shares, beside each other where there are CPUs for it.
+
+    Not where guests are kept for the user: he looks at one after another.
+    """
+    work = {
+        share.name: functools.partial(
+            _measure, lab, share, _logs_of(logs, share, shares), keep=keep
+        )
+        for lab, share in zip(labs, shares, strict=True)
+    }
+    if len(shares) > 1 and not keep and (os.cpu_count() or 1) >= CPUS_A_TESTBED * len(shares):
+        return beside(work)
+    return [one() for one in work.values()]
 
 
 def _measure(lab: Lab, share: Share, logs: Path, *, keep: bool) -> Gathered:
