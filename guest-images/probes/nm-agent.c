@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * nm-agent SAMPLES [PERIOD-US]: a monitoring agent. Each period (1000 us
- * unless told) it reads the first 64 bytes of the config space of every PCI
- * function, which is what an agent needs for presence, Command and Status,
- * and, where the kernel lets it, the cycle and instruction counters of every
- * CPU. The sampling runs between two marks.
+ * nm-agent SAMPLES [PERIOD-US]
+ * nm-agent -n SAMPLES [PERIOD-US]
+ *   a monitoring agent. Each period (1000 us unless told) it reads the first
+ *   64 bytes of the config space of every PCI function, which is what an agent
+ *   needs for presence, Command and Status, and, where the kernel lets it, the
+ *   cycle and instruction counters of every CPU; with -n no counters. The
+ *   sampling runs between two marks.
  *
  * Prints one JSON line: samples, functions, pmu_counters, late (periods that
  * began after their time), ns, pmu (what the kernel said when it has none).
@@ -74,16 +76,20 @@ static const char *open_counters(void)
 int main(int argc, char **argv)
 {
 	uint64_t samples, period, start, end, due, i, late = 0;
-	const char *pmu;
+	const char *pmu = "not asked for";
+	int no_counters = argc > 1 && !strcmp(argv[1], "-n");
 	char header[64];
 	int k;
 
+	argc -= no_counters;
+	argv += no_counters;
 	if (argc < 2 || argc > 3)
-		errx(2, "usage: nm-agent SAMPLES [PERIOD-US]");
+		errx(2, "usage: nm-agent [-n] SAMPLES [PERIOD-US]");
 	samples = number(argv[1]);
 	period = (argc == 3 ? number(argv[2]) : 1000) * 1000;
 	open_functions();
-	pmu = open_counters();
+	if (!no_counters)
+		pmu = open_counters();
 	mark_open();
 	mark_begin();
 	due = start = now_ns();

@@ -485,6 +485,7 @@ Agents = dict[str, tuple[float, float, float]]
 VANILLA: Agents = {
     "multiplex": (417.1, 0, 0),
     "profile": (11, 1, 0),
+    "plain": (0, 0, 0),
     "rdpmc": (1.02, 0, 0),
     "selectors": (1, 0, 0),
     "tasks": (29.6, 0, 0),
@@ -492,6 +493,7 @@ VANILLA: Agents = {
 MEDIATED: Agents = {
     "multiplex": (22.5, 0, 33.4),
     "profile": (0.6, 1, 47.6),
+    "plain": (0, 0, 436.3),
     "rdpmc": (0, 0, 0.001),
     "selectors": (1, 0, 1.095),
     "tasks": (6.28, 0, 16.99),
@@ -499,8 +501,17 @@ MEDIATED: Agents = {
 """Measured once, on an emulated host."""
 
 
-def counters(context: dict[str, str], agents: Agents, write: float = 2412) -> list[Measurement]:
-    """The rows of measure/pmu.py."""
+def counters(
+    context: dict[str, str],
+    agents: Agents,
+    write: float = 2412,
+    pair: float = 2736,
+    causes: dict[str, float] | None = None,
+) -> list[Measurement]:
+    """The rows of measure/vmexit/counters.py; ``causes``: loads that the guest causes, by agent.
+
+    Without them the PMU is not mediated.
+    """
     names = ("pmu_exits", "pmi_exits", "pmu_switches")
     rows = [
         row(value, name=f"vmexit.agent.{name}_per_sample", agent=agent, **context)
@@ -513,7 +524,22 @@ def counters(context: dict[str, str], agents: Agents, write: float = 2412) -> li
             rows.append(row(0.0003, 0.0003, name="pmu.count_error_pct", **words))
     rows.append(row(0, 0, 0, name="pmu.leaked_host_instructions", **context))
     rows.append(row(write, name="pmu.selector_write_instructions", **context))
+    rows.append(row(pair, pair, pair, name="pmu.kernel_pair_instructions", port="0x4d0", **context))
+    for agent, guest in (causes or {}).items():
+        loads = {"guest": guest, "userspace": 0.0, "interrupt": agents[agent][2] - guest}
+        for cause, value in loads.items():
+            words = {"agent": agent, "cause": cause, **context}
+            rows.append(row(value, name="vmexit.agent.pmu_switches_by_cause", **words))
     return rows
+
+
+MEDIATED_CAUSES = {"multiplex": 6.53, "profile": 4.25, "plain": 0.0}
+"""Measured once, on an emulated host."""
+
+
+def mediated(context: dict[str, str]) -> list[Measurement]:
+    """What vanilla's mediated PMU costs."""
+    return counters(context, MEDIATED, pair=4254, causes=MEDIATED_CAUSES)
 
 
 def healthy() -> list[Measurement]:
@@ -574,7 +600,7 @@ def healthy() -> list[Measurement]:
     }
     rows += [row(value, name=name) for name, value in agent.items()]
     rows += [row(value, name=name, setup="mediated") for name, value in list(agent.items())[:3]]
-    rows += counters({}, VANILLA) + counters({"setup": "mediated"}, MEDIATED)
+    rows += counters({}, VANILLA) + mediated({"setup": "mediated"})
     ways = {"bare": "direct", "iommu": "redirected", "ats": "translated"}
     for setup, taken in ways.items():
         rows += [row(value, name=name, setup=setup) for name, value in peers.items()]
@@ -701,7 +727,7 @@ def passed_through(**spoilt: float) -> tuple[list[Measurement], Plan]:
     agents["rdpmc"] = (spoilt.get("rdpmc", 0), 0, 0)
     agents["profile"] = (0.6, spoilt.get("profile", 1), 47.6)
     on = []
-    for one in counters({}, agents, spoilt.get("write", 1200)):
+    for one in counters({}, agents, spoilt.get("write", 1200), causes={"plain": 0.0}):
         values = one.values
         if one.name == "pmu.leaked_host_instructions" and "leak" in spoilt:
             values = (spoilt["leak"],) * 3
@@ -762,6 +788,64 @@ def test_counters_that_are_wrong_fail(
     rows, plan = passed_through(**spoilt)
     results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
     assert results[f"pmu-passthrough.{check}"] == "fail"
+
+
+def fast(**spoilt: float) -> tuple[list[Measurement], Plan]:
+    """A healthy run with pmu-fastpath on; ``spoilt``: other values by name."""
+    agents: Agents = {
+        "multiplex": (2.88, 0, spoilt.get("multiplex", 1.19)),
+        "profile": (0.1, 1, 6.4),
+        "plain": (0, 0, spoilt.get("plain", 0)),
+        "rdpmc": (0, 0, 0.001),
+        "selectors": (1, 0, spoilt.get("selectors", 0)),
+        "tasks": (6.3, 0, 0.72),
+    }
+    causes = {
+        "multiplex": spoilt.get("by_guest", 0.05),
+        "profile": spoilt.get("by_profile", 1.15),
+        "plain": 0.0,
+    }
+    on = []
+    for one in counters({}, agents, 1766, spoilt.get("pair", 2776), causes):
+        values = one.values
+        if one.name == "pmu.leaked_host_instructions" and "leak" in spoilt:
+            values = (spoilt["leak"],) * 3
+        if one.context.get("host") == "busy" and "error" in spoilt:
+            values = (0.0, spoilt["error"])
+        on.append(changed(one, variant="on", series="pmu-fastpath", values=values))
+    plan = made.plan(
+        TESTS, ["vanilla", Config("on", "pmu-fastpath", tests=("vmexit",))], testbed="amd"
+    )
+    return [*healthy(), *on], plan
+
+
+def test_a_pmu_that_is_left_alone_passes(defaults: tuple[Check, ...]) -> None:
+    rows, plan = fast()
+    results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
+    mine = {name: status for name, status in results.items() if name.startswith("pmu-fastpath.")}
+    assert len(mine) == 7
+    assert set(mine.values()) == {"pass"}, mine
+
+
+@pytest.mark.parametrize(
+    ("check", "spoilt"),
+    [
+        ("selector-writes-do-not-switch", {"selectors": 1.04}),
+        ("multiplexing-switches-less", {"multiplex": 7.5}),
+        ("unused-pmu-is-left-alone", {"plain": 0.005}),
+        ("guest-causes-few-switches", {"by_guest": 1.1}),
+        ("guest-causes-few-switches", {"by_profile": 2}),
+        ("idle-pmu-costs-little", {"pair": 2816}),
+        ("counts-are-right", {"error": 0.2}),
+        ("host-code-is-not-counted", {"leak": 250}),
+    ],
+)
+def test_a_pmu_that_is_switched_fails(
+    defaults: tuple[Check, ...], check: str, spoilt: dict[str, float]
+) -> None:
+    rows, plan = fast(**spoilt)
+    results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
+    assert results[f"pmu-fastpath.{check}"] == "fail"
 
 
 def mapped() -> tuple[list[Measurement], Plan]:
@@ -930,9 +1014,9 @@ def test_a_cache_that_is_wrong_by_one_fails(
         ("off.cf8-exits-equal-vanilla", "lspci.userspace_exits", {"path": "cf8"}),
         ("off.ecam-exits-equal-vanilla", "lspci.exits", {"path": "ecam"}),
         ("off.agent-userspace-exits-equal-vanilla", "vmexit.agent.userspace_exits_per_sample", {}),
-        ("off.instructions-equal-vanilla", "exit.kernel_pair_instructions", {}),
+        ("off.no-more-instructions", "exit.kernel_pair_instructions", {}),
         (
-            "off.ecam-instructions-equal-vanilla",
+            "off.no-more-ecam-instructions",
             "lspci.dword_instructions",
             {"path": "ecam", "function": "emulated"},
         ),

@@ -51,6 +51,38 @@ def test_a_load_on_intel_is_two_reads_of_the_status() -> None:
     assert exits.pmu_switches == written // 2
 
 
+def test_loads_are_told_by_what_came_before_them() -> None:
+    """127 readings of nine events by perf, which writes selectors: unpatched, each is a load."""
+    exits = parse_exits((DATA / "pmu-multiplex-mediated.hist").read_text())
+    assert exits.loads == {"114": 1, "100": 16, "96": 130, "124": 812}
+    assert not exits.loads_userspace
+    assert pmu.loads_by_cause(exits) == {
+        "guest": 813,
+        "userspace": 0,
+        "interrupt": 146,
+        "other": 0,
+    }
+    assert sum(exits.loads.values()) == exits.pmu_switches
+
+
+def test_loads_after_a_return_to_qemu_are_told_apart() -> None:
+    """An agent that uses no counter and reads config space: QEMU answers each read."""
+    exits = parse_exits((DATA / "pmu-plain-mediated.hist").read_text())
+    causes = pmu.loads_by_cause(exits)
+    assert exits.loads_userspace == {2: 87252}
+    assert (causes["userspace"], causes["guest"]) == (87252, 0)
+
+
+def test_loads_without_histograms_of_their_causes_have_none() -> None:
+    exits = parse_exits((DATA / "pmu-selectors-mediated.hist").read_text())
+    assert pmu.loads_by_cause(exits) == {
+        "guest": 0,
+        "userspace": 0,
+        "interrupt": 0,
+        "other": exits.pmu_switches,
+    }
+
+
 def test_overflow_interrupts_are_those_of_mediated_counters() -> None:
     assert pmu.overflow_interrupts(INTERRUPTS) == 21
     assert pmu.overflow_interrupts(INTERRUPTS.replace("VPMI", "XXXX")) == 0
@@ -71,7 +103,7 @@ def test_errors_are_in_percent_of_what_must_be_counted() -> None:
 
 def test_every_agent_is_in_a_row_of_its_own() -> None:
     names = [agent.name for agent in pmu.agents(amd=True)]
-    assert names == ["multiplex", "tasks", "profile", "rdpmc", "selectors"]
+    assert names == ["multiplex", "tasks", "profile", "rdpmc", "selectors", "plain"]
     assert [agent.name for agent in pmu.agents(amd=False)] == [*names, "fixed"]
     assert set(vmexit.TEST.names) <= set(registry.metrics())
 

@@ -11,6 +11,11 @@ Which port accesses left the kernel is told by a synthetic event: kvm:kvm_usersp
 reason KVM_EXIT_IO or KVM_EXIT_X86_PCI_CONFIG, matched in the same vCPU thread to the
 kvm:kvm_pio before it. For a read of 0xCFC that is the write of 0xCF8 before it, since KVM
 traces a read when it completes: so the value tells the config register.
+
+What a mediated PMU was loaded for is told in the same way: the write (or read) of a register that
+comes with each load, matched in the same thread to the last kvm:kvm_exit, and to the last
+kvm:kvm_userspace_exit, if there was one since the load before. The kernel gives a variable to one
+match only, so an exit that caused no load is forgotten with the next exit.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..core.errors import MeasurementError
 from ..machines.shell import Shell
@@ -36,6 +41,16 @@ KVM_EXIT_X86_PCI_CONFIG = 44
 
 _T = "/sys/kernel/tracing"
 _USER_PIO = "nm_pio_user"
+_LOAD = "nm_pmu_load"
+_LOAD_USER = "nm_pmu_load_user"
+_SYNTHETIC = {
+    _USER_PIO: "unsigned int port; unsigned int rw; unsigned int val",
+    _LOAD: "unsigned int exit_reason",
+    _LOAD_USER: "unsigned int reason",
+}
+"""Events of our own, by their fields."""
+_LOADS = (_LOAD, _LOAD_USER)
+"""Those that say what a mediated PMU is loaded for."""
 _EVENTS = ("kvm_exit", "kvm_userspace_exit", "kvm_pio", "kvm_mmio", "kvm_msr")
 _HISTS = {
     "kvm_exit": "hist:keys=exit_reason:size=512:pause",
@@ -74,12 +89,9 @@ MMIO_READ_UNSATISFIED, MMIO_READ, MMIO_WRITE = 0, 1, 2
 def _start(switches: Switches | None) -> str:
     """All triggers; ``switches``: those on the host's own accesses to an MSR, too."""
     counted = [*(("kvm", name) for name in _EVENTS), ("synthetic", _USER_PIO)]
-    lines = [
-        f"cd {_T} || exit 1",
-        _stop(),
-        f"echo '{_USER_PIO} unsigned int port; unsigned int rw; unsigned int val' "
-        ">> synthetic_events || exit 1",
-    ]
+    lines = [f"cd {_T} || exit 1", _stop()]
+    for event in (_USER_PIO, *(_LOADS if switches else ())):
+        lines.append(f"echo '{event} {_SYNTHETIC[event]}' >> synthetic_events || exit 1")
     # the variables that the match needs: the last port access of each vCPU thread
     lines.append(
         "echo 'hist:keys=common_pid:nmport=port,nmrw=rw,nmval=val' "
@@ -98,11 +110,28 @@ def _start(switches: Switches | None) -> str:
         f"events/synthetic/{_USER_PIO}/trigger || exit 1"
     )
     if switches:
+        loads = f"events/msr/{switches.event}/trigger"
         lines.append(
-            f"echo 'hist:keys=msr:size=128:pause if msr == {switches.msr}' "
-            f">> events/msr/{switches.event}/trigger || exit 1"
+            f"echo 'hist:keys=msr:size=128:pause if msr == {switches.msr}' >> {loads} || exit 1"
         )
         counted.append(("msr", switches.event))
+        for event, cause, field in (
+            (_LOAD, "kvm_exit", "exit_reason"),
+            (_LOAD_USER, "kvm_userspace_exit", "reason"),
+        ):
+            lines.append(
+                f"echo 'hist:keys=common_pid:nm{field}={field}' "
+                f">> events/kvm/{cause}/trigger || exit 1"
+            )
+            lines.append(
+                f"echo 'hist:keys=common_pid:onmatch(kvm.{cause}).{event}($nm{field}) "
+                f"if msr == {switches.msr}' >> {loads} || exit 1"
+            )
+            lines.append(
+                f"echo 'hist:keys={field}:size=512:pause' "
+                f">> events/synthetic/{event}/trigger || exit 1"
+            )
+            counted.append(("synthetic", event))
     for system, event in counted:
         lines.append(
             f"echo 'enable_hist:{system}:{event} if function == {MARK_LEAF}' "
@@ -118,9 +147,11 @@ def _start(switches: Switches | None) -> str:
 def _stop() -> str:
     """Remove every trigger of ours, those that refer to others first; may be run at any time."""
     events = " ".join(f"kvm/{event}" for event in ("kvm_cpuid", "kvm_pio", *_EVENTS))
+    synthetic = " ".join(_SYNTHETIC)
+    ours = " ".join(f"synthetic/{event}" for event in _SYNTHETIC)
     return rf"""
 for try in 1 2 3; do
-  for e in {events} synthetic/{_USER_PIO} msr/read_msr msr/write_msr; do
+  for e in {events} {ours} msr/read_msr msr/write_msr; do
     f=events/$e/trigger
     [ -e $f ] || continue
     grep -v '^#' $f | sed -e 's/ \[[a-z]*\]$//' -e 's/:unlimited//' | while read -r t; do
@@ -128,18 +159,29 @@ for try in 1 2 3; do
     done
   done
 done
-[ -e events/synthetic/{_USER_PIO} ] && echo '!{_USER_PIO}' >> synthetic_events 2>/dev/null
+for e in {synthetic}; do
+  [ -e events/synthetic/$e ] && echo "!$e" >> synthetic_events 2>/dev/null
+done
 true
 """
 
 
 _READ = f"cd {_T} && " + " && ".join(
-    f"echo '=== {system}/{event}' && cat events/{system}/{event}/hist"
-    for system, event in (
-        *(("kvm", name) for name in _EVENTS),
-        ("synthetic", _USER_PIO),
-        *(("msr", name) for name in _ACCESSES),
-    )
+    [
+        *(
+            f"echo '=== {system}/{event}' && cat events/{system}/{event}/hist"
+            for system, event in (
+                *(("kvm", name) for name in _EVENTS),
+                ("synthetic", _USER_PIO),
+                *(("msr", name) for name in _ACCESSES),
+            )
+        ),
+        *(
+            f"if [ -e events/synthetic/{event} ]; then echo '=== synthetic/{event}' && "
+            f"cat events/synthetic/{event}/hist; fi"
+            for event in _LOADS
+        ),
+    ]
 )
 
 
@@ -161,7 +203,8 @@ class Exits:
     them that left the kernel; ``config_user``: exits to userspace for a config register, by
     what was last written to 0xCF8; ``mmio``: (type, page of the guest's physical address in bytes);
     ``msr``: (MSR, "read" or "write"); ``pmu_switches``: loads of a mediated PMU into hardware,
-    None where they were not counted.
+    None where they were not counted; ``loads``: those after an exit, by its hardware exit reason;
+    ``loads_userspace``: those of them after a return of KVM_RUN, by KVM_EXIT_* reason.
     """
 
     reasons: Mapping[str, int]
@@ -172,6 +215,8 @@ class Exits:
     mmio: Mapping[tuple[int, int], int]
     msr: Mapping[tuple[int, str], int]
     pmu_switches: int | None = None
+    loads: Mapping[str, int] = field(default_factory=dict)
+    loads_userspace: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -248,6 +293,9 @@ def parse_exits(text: str) -> Exits:
     def direction(value: str) -> str:
         return "out" if _number(value) else "in"
 
+    def by_cause(event: str, key: str) -> Mapping[tuple[str, ...], int]:
+        return one(f"synthetic/{event}", (key,)) if hists.get(f"synthetic/{event}") else {}
+
     pio = {
         (_number(port), direction(rw)): 0
         for port, rw, _ in one("kvm/kvm_pio", ("port", "rw", "size"))
@@ -296,6 +344,10 @@ def parse_exits(text: str) -> Exits:
             ),
             None,
         ),
+        loads={reason: count for (reason,), count in by_cause(_LOAD, "exit_reason").items()},
+        loads_userspace={
+            _number(reason): count for (reason,), count in by_cause(_LOAD_USER, "reason").items()
+        },
     )
 
 

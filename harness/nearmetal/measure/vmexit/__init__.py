@@ -37,7 +37,9 @@ def at_its_rate(unit: Unit) -> bool:
 def measure(bench: Bench) -> list[Measurement]:
     """All rows of the vmexit test: exits from counted runs, the rate from runs without counting."""
     rows = _monitoring_agent(bench, 1 if only_counters(bench.unit) else RUNS)
-    return rows + counters.measure(bench) if with_counters(bench.unit) else rows
+    if not with_counters(bench.unit):
+        return rows
+    return rows + counters.measure(bench, by_cause=only_counters(bench.unit))
 
 
 def _monitoring_agent(bench: Bench, runs: int = RUNS) -> list[Measurement]:
@@ -114,9 +116,16 @@ METRICS = (
     Metric(
         "vmexit.agent.pmu_switches_per_sample",
         "loads/sample",
-        "loads of a mediated PMU per sample of an agent that uses counters",
+        "loads of a mediated PMU per sample of an agent",
         keys=_COUNTERS,
         where=with_counters,
+    ),
+    Metric(
+        "vmexit.agent.pmu_switches_by_cause",
+        "loads/sample",
+        "loads of a mediated PMU per sample of an agent, by what came before them",
+        keys={**_COUNTERS, "cause": counters.CAUSES},
+        where=only_counters,
     ),
     Metric(
         "pmu.count_error_pct",
@@ -137,6 +146,14 @@ METRICS = (
         "pmu.selector_write_instructions",
         "instructions",
         "instructions of the host, without the guest's own, for one write of an event selector",
+        where=with_counters,
+        needs=(INSTRUCTIONS,),
+    ),
+    Metric(
+        "pmu.kernel_pair_instructions",
+        "instructions",
+        "instructions of the host for two port accesses that KVM serves, no counter in use",
+        keys={"port": ("0x4d0",)},
         where=with_counters,
         needs=(INSTRUCTIONS,),
     ),

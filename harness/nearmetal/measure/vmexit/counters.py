@@ -46,6 +46,12 @@ EXACT_RUNS = 5
 LEAK_RUNS = 40
 LEAK_EXITS = 20
 
+PLAIN_SAMPLES = 200
+
+FLOOR_SERIES = 3
+FLOOR_PORT = 0x4D0
+"""Edge/level control of the first interrupt controller: KVM serves it with a few instructions."""
+
 ATTEMPTS = 3
 
 _DEADLINE_S = 300.0
@@ -66,11 +72,12 @@ MEDIATED = "/sys/module/kvm_intel/parameters/enable_mediated_pmu"
 
 @dataclass(frozen=True)
 class Agent:
-    """A program in the guest that uses counters: ``command`` prints a JSON line with ``samples``.
+    """A program in the guest: ``command`` prints a JSON line with ``samples``.
 
     A sample is what it does over and over: one reading of all events, one interrupt of a profile,
     one round of two tasks, one RDPMC, one write of a selector, one round of switching all fixed
-    counters on and off and reading them.
+    counters on and off and reading them. ``plain`` uses no counter: its sample is a reading of
+    the config space of all functions.
     """
 
     name: str
@@ -82,7 +89,7 @@ class Agent:
     """
 
 
-AGENTS = ("multiplex", "tasks", "profile", "rdpmc", "selectors", "fixed")
+AGENTS = ("multiplex", "tasks", "profile", "rdpmc", "selectors", "plain", "fixed")
 """The names of all agents."""
 
 
@@ -110,6 +117,7 @@ def agents(*, amd: bool) -> tuple[Agent, ...]:
         ),
         Agent("rdpmc", f"nm-pmu rdpmc {READS}"),
         Agent("selectors", f"nm-pmu write {selector:#x} {WRITES}"),
+        Agent("plain", f"nm-agent -n {PLAIN_SAMPLES}"),
         *(() if amd else (Agent("fixed", f"{_RDPMC_ALWAYS} && nm-pmu fixed {FIXED_ROUNDS}"),)),
     )
 
@@ -123,6 +131,32 @@ def overflow_interrupts(text: str) -> int:
 def overflow_exits(exits: Exits, mediated: int) -> int:
     """Exits for overflows: those of mediated counters, or the NMIs of the host's perf."""
     return mediated + sum(exits.reasons.get(reason, 0) for reason in NMI_REASONS)
+
+
+INTERRUPT_REASONS = ("96", "97", "98", "100", "0", "1", "6", "7")
+"""Exits for interrupts: SVM_EXIT_INTR 0x60, SVM_EXIT_NMI 0x61, SVM_EXIT_SMI 0x62, SVM_EXIT_VINTR
+0x64 (the guest can take one now); EXIT_REASON_EXCEPTION_NMI 0, EXIT_REASON_EXTERNAL_INTERRUPT 1,
+EXIT_REASON_OTHER_SMI 6, EXIT_REASON_INTERRUPT_WINDOW 7. Of exceptions these guests' exits are for
+NMIs alone."""
+
+CAUSES = ("guest", "userspace", "interrupt")
+"""What a mediated PMU is loaded for, in the rows; the log has the rest as ``other``."""
+
+
+def loads_by_cause(exits: Exits) -> dict[str, int]:
+    """Loads of a mediated PMU by what came before them.
+
+    ``userspace``: KVM_RUN had returned to QEMU; ``interrupt``: an interrupt, NMI or SMI of the
+    host had ended the guest's turn, so what another task had of the CPU is in it, or KVM had waited
+    to inject an interrupt; ``guest``: it exited for what it did itself; ``other``: no exit since
+    the load before. So what depends on how busy the machine is can be told from the rest.
+    """
+    total = exits.pmu_switches or 0
+    userspace = sum(exits.loads_userspace.values())
+    interrupt = sum(exits.loads.get(reason, 0) for reason in INTERRUPT_REASONS)
+    guest = max(0, sum(exits.loads.values()) - interrupt - userspace)
+    other = max(0, total - guest - userspace - interrupt)
+    return {"guest": guest, "userspace": userspace, "interrupt": interrupt, "other": other}
 
 
 def errors_pct(counts: Sequence[int], expected: int) -> list[float]:
@@ -145,14 +179,17 @@ def busy(bench: Bench) -> Iterator[None]:
             shell.run(f"kill {' '.join(pids)}", check=False)
 
 
-def measure(bench: Bench) -> list[Measurement]:
-    """PMU exits by agent, counts and, where the emulator counts instructions, what leaks."""
+def measure(bench: Bench, *, by_cause: bool = False) -> list[Measurement]:
+    """PMU exits by agent, counts and, where the emulator counts instructions, what leaks.
+
+    ``by_cause``: whether what the loads of a mediated PMU were for is told in rows of its own.
+    """
     amd = bench.host.facts.kvm_module == "kvm_amd"
     selector = AMD_SELECTOR if amd else INTEL_SELECTOR
     bench.guest.shell.run(_PREPARE)
     rows, kept = [], []
     for agent in agents(amd=amd):
-        found, said = _one_agent(bench, agent, amd)
+        found, said = _one_agent(bench, agent, amd, by_cause)
         rows += found
         kept.append({"agent": agent.name, **said})
     rows += _counts(bench, "idle")
@@ -162,12 +199,15 @@ def measure(bench: Bench) -> list[Measurement]:
         with instructions.pinned(bench.host, bench.guest):
             rows.append(_leaked(bench))
             rows.append(_selector_write(bench, selector))
+            rows.append(_floor(bench))
     text = "\n".join(json.dumps(one) for one in kept)
     (bench.logs / f"{bench.label}-pmu.jsonl").write_text(text + "\n")
     return rows
 
 
-def _one_agent(bench: Bench, agent: Agent, amd: bool) -> tuple[list[Measurement], dict[str, Any]]:
+def _one_agent(
+    bench: Bench, agent: Agent, amd: bool, by_cause: bool
+) -> tuple[list[Measurement], dict[str, Any]]:
     # on Intel's CPUs the host's perf accesses the same register, unless the PMU is mediated
     counted = amd or bench.host.shell.run(f"cat {MEDIATED}").stdout.strip() == "Y"
     switches = (AMD_SWITCHES if amd else INTEL_SWITCHES) if counted else None
@@ -203,12 +243,22 @@ def _one_agent(bench: Bench, agent: Agent, amd: bool) -> tuple[list[Measurement]
         )
         if count is not None
     ]
+    causes = loads_by_cause(exits)
+    if by_cause:
+        name = "vmexit.agent.pmu_switches_by_cause"
+        rows += [
+            bench.row(name, [causes[cause] / samples], agent=agent.name, cause=cause, **context)
+            for cause in CAUSES
+        ]
     return rows, {
         "samples": samples,
         "exits": dict(exits.reasons),
         "pmu_msrs": msrs,
         "overflows": overflows,
         "switches": loads,
+        "switches_by_cause": causes,
+        "switches_by_exit": dict(exits.loads),
+        "switches_by_userspace_exit": dict(exits.loads_userspace),
     }
 
 
@@ -248,3 +298,14 @@ def _selector_write(bench: Bench, selector: int) -> Measurement:
     assert log is not None
     every = instructions.series(log, bench.guest.shell, f"msr {selector:#x}")
     return bench.row("pmu.selector_write_instructions", [instructions.undisturbed(every, 1)])
+
+
+def _floor(bench: Bench) -> Measurement:
+    """Host instructions for two accesses to a port that KVM serves, with no counter in use."""
+    log = bench.host.instructions
+    assert log is not None
+    values = []
+    for _ in range(FLOOR_SERIES):
+        every = instructions.series(log, bench.guest.shell, f"ports {FLOOR_PORT:#x}")
+        values.append(instructions.undisturbed(every, 2))
+    return bench.row("pmu.kernel_pair_instructions", values, port=f"{FLOOR_PORT:#x}")
