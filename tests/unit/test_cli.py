@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: exit statuses, one line an error, no traceback."""
 
+import argparse
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nearmetal.cli import doctor
-from nearmetal.cli.main import main
+from nearmetal.cli.main import main, parser
 from nearmetal.core.cache import Cache
 
 REPO = Path(__file__).resolve().parents[2]
@@ -135,6 +137,27 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for command in ("doctor", "build", "run", "boot", "ssh", "tree", "validate", "report"):
         assert command in said
+
+
+def commands(one: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield one
+    for action in one._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from commands(below)
+
+
+def test_helps_are_of_one_kind() -> None:
+    """What the user writes in place of a word is in capitals; JSON is said in one way."""
+    for one in commands(parser()):
+        for action in one._actions:
+            if action.choices is None and not action.option_strings:
+                name = action.metavar or action.dest
+                assert str(name) == str(name).upper(), f"{one.prog}: {name}"
+            if "--json" in action.option_strings:
+                assert action.help == "print JSON, for programs", one.prog
+        first = (one.description or "x").split()[0]
+        assert not first.endswith("s") or one.prog == "nearmetal", f"{one.prog}: {first}"
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def add(commands: Commands) -> None:
 
     one = commands.add(
         "ssh",
-        "a shell on what 'boot' or 'run --keep' has left up",
+        "open a shell on what 'boot' or 'run --keep' has left up",
         ssh,
         common_options(only=("cache_dir",)),
     )

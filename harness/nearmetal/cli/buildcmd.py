@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
         "--variant",
         action="append",
         metavar="VARIANT",
-        help="only these variants; a list with commas",
+        help="only these variants (vanilla, off, on); a list with commas",
     )
 
 

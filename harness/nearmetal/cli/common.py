@@ -136,10 +136,10 @@ class Commands:
         return one
 
 
-def target(one: argparse.ArgumentParser) -> None:
-    """The options that name a host of the inventory."""
+def target(one: argparse.ArgumentParser, instead_of: str = "the testbed") -> None:
+    """The options that name a host of the inventory; ``instead_of`` is what is meant without."""
     one.add_argument(
-        "--host", metavar="NAME", help="a host of the inventory instead of the testbed"
+        "--host", metavar="NAME", help=f"a host of the inventory instead of {instead_of}"
     )
     one.add_argument(
         "--inventory",

@@ -267,7 +267,7 @@ def add(commands: Commands) -> None:
         common_options(only=()),
     )
     one.description = (
-        "Prints a completion script. bash: source <(nearmetal completion bash); zsh: the same,"
+        "Print a completion script. bash: source <(nearmetal completion bash); zsh: the same,"
         " after compinit; fish: nearmetal completion fish | source."
     )
     one.add_argument("shell", choices=tuple(SHELLS), help="which shell")
@@ -276,7 +276,7 @@ def add(commands: Commands) -> None:
         "print the man page",
         partial(_man, commands.top),
         common_options(only=()),
-    ).description = "Prints the man page. nearmetal man | man -l - shows it."
+    ).description = "Print the man page: 'nearmetal man | man -l -' shows it."
 
 
 def _known(conf: Settings) -> dict[str, Collection[str]]:

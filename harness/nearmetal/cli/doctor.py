@@ -309,7 +309,7 @@ def add(commands: Commands) -> None:
     one = commands.add(
         "doctor", "check whether this machine (or a host) has what is needed", command
     )
-    target(one)
+    target(one, "this machine")
     one.add_argument(
         "--boot", action="store_true", help="also boot the emulated host and load KVM in it"
     )

@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
         common_options(only=("cache_dir", "source_dir", "linux_tree", "qemu_tree", "jobs")),
     )
     one.description = (
-        "Writes the cover letter and the patches of a series as mails, with you as their author "
+        "Write the cover letter and the patches of a series as mails, with you as their author "
         "and your Signed-off-by, to a new folder. The series is validated first, as 'validate "
         "--quick' does (minutes), and checkpatch is run on the mails. To: are the maintainers, "
         "Cc: reviewers and lists, from the tree's scripts/get_maintainer.pl. With --linux-tree "

@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     one = commands.sub.add_parser(
         "history",
         help="remember runs, and tell what changed since when",
-        description="Keeps the figures and verdicts of runs in one SQLite file, and holds each run"
+        description="Keep the figures and verdicts of runs in one SQLite file, and hold each run"
         " to the good ones before it: exact counts by equality, others by their spread.",
     )
     sub = one.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
@@ -47,29 +47,38 @@ def add(commands: Commands) -> None:
 
     made = action("add", "add runs to the history", add_runs)
     made.description = (
-        "Adds runs, each with the project's commit at this time. A run that is there stays as it"
+        "Add runs, each with the project's commit at this time. A run that is there stays as it"
         " was. Exit status: 0, whatever the verdicts."
     )
-    made.add_argument("run", nargs="*", default=["latest"], help="a run's name or folder")
+    made.add_argument(
+        "run",
+        nargs="*",
+        metavar="RUN",
+        default=["latest"],
+        help="a run's name or folder (default: latest)",
+    )
     made.add_argument("--revision", help="the project's commit that was run (default: HEAD)")
     made = action("list", "list the runs of the history, the newest first", list_runs)
     made.add_argument("--limit", type=int, default=30, metavar="N", help="at most N (default: 30)")
     made = action("show", "hold a run to those before it", show)
     made.description = (
-        "Shows what changed in a run against the good ones before it, since when, and what else"
+        "Show what changed in a run against the good ones before it, since when, and what else"
         " changed then. Exit status 1 if the run failed or something got worse."
     )
-    made.add_argument("run", nargs="?", default="latest", help="a run's name (default: latest)")
     made.add_argument(
+        "run", nargs="?", metavar="RUN", default="latest", help="a run's name (default: latest)"
+    )
+    form = made.add_mutually_exclusive_group()
+    form.add_argument(
         "--line", action="store_true", help="one line, for a mail's subject or a chat"
     )
-    made.add_argument("--json", action="store_true", help="print JSON, for programs")
+    form.add_argument("--json", action="store_true", help="print JSON, for programs")
     made = action("trend", "show a figure over the runs", trend)
-    made.add_argument("metric", help="a measurement's name, such as lspci.exits")
+    made.add_argument("metric", metavar="METRIC", help="a measurement's name, such as lspci.exits")
     made.add_argument("--variant", metavar="NAME", help="only rows of this variant")
     made.add_argument("--limit", type=int, default=14, metavar="N", help="last N (default: 14)")
     made = action("accept", "take a run's figures for good though they changed", accept)
-    made.add_argument("run", help="a run's name")
+    made.add_argument("run", metavar="RUN", help="a run's name")
 
 
 def file_of(options: argparse.Namespace, conf: Settings) -> Path:

@@ -27,11 +27,15 @@ def add(commands: Commands) -> None:
     """Add the command."""
     one = commands.add("report", "show the results of a run", command, common_options(only=RESULTS))
     one.description = (
-        "Shows the results of a run as a table, or in another form. Exit status: 0, whatever the"
+        "Show the results of a run as a table, or in another form. Exit status: 0, whatever the"
         " run's verdict; with --checks 1 if one of them fails."
     )
     one.add_argument(
-        "run", nargs="?", default="latest", help="a run's name or folder (default: latest)"
+        "run",
+        nargs="?",
+        metavar="RUN",
+        default="latest",
+        help="a run's name or folder (default: latest)",
     )
     form = one.add_mutually_exclusive_group()
     form.add_argument(
@@ -74,8 +78,8 @@ def add(commands: Commands) -> None:
         compare_runs,
         common_options(only=RESULTS),
     )
-    one.add_argument("a", help="the run before: its name or folder")
-    one.add_argument("b", nargs="?", help="the run after")
+    one.add_argument("a", metavar="RUN1", help="the run before: its name or folder")
+    one.add_argument("b", metavar="RUN2", nargs="?", help="the run after")
     one.add_argument(
         "--routes",
         action="store_true",

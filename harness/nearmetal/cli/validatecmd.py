@@ -23,8 +23,8 @@ def add(commands: Commands) -> None:
         common_options(only=("cache_dir", "source_dir", "linux_tree", "qemu_tree", "jobs")),
     )
     one.description = (
-        "Applies each series to the sources that it is made for, alone and all stacked, runs"
-        " checkpatch, looks at cover letters and documentation, and builds what each patch touches"
+        "Apply each series to the sources that it is made for, alone and all stacked, run"
+        " checkpatch, look at cover letters and documentation, and build what each patch touches"
         " with its parent's warnings left out (minutes; a second time only what changed)."
         " docs/patches.md has the rules. Exit status 1: there are errors."
     )

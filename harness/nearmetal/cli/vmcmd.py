@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         command,
         common_options(only=()),
     )
-    target(one)
+    target(one, "this machine")
     one.add_argument("functions", nargs="+", metavar="FUNCTION", help="as 0000:17:00.0 or 17:00.0")
     one.add_argument(
         "--survey",
@@ -54,8 +54,9 @@ def add(commands: Commands) -> None:
     which.add_argument(
         "--series",
         action="append",
-        metavar="NAMES",
-        help="the series that are on (default: all, direct-p2p where it can be)",
+        metavar="NAME",
+        help="only these series are on; a list with commas (default: all, direct-p2p where it can"
+        " be)",
     )
     which.add_argument(
         "--vanilla", action="store_true", help="for a kernel and a QEMU without any series"
