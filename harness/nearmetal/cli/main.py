@@ -11,6 +11,7 @@ from .. import __version__
 from ..core import ui
 from ..core.errors import Exit, NearmetalError
 from . import (
+    bisectcmd,
     bootcmd,
     buildcmd,
     cachecmd,
@@ -40,6 +41,7 @@ COMMANDS = (
     exportcmd,
     reportcmd,
     historycmd,
+    bisectcmd,
     listcmd,
     cachecmd,
     completion,
