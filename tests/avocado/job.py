@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The nightly: one avocado job a host, whose suites come from the registry.
 
-    python tests/avocado/job.py [--quick] [--list] [--tags WORDS] [--host NAME ...]
+    python tests/avocado/job.py [--quick] [--list] [--tags WORDS] [--series NAME] [--host NAME] ...
 
 Each test of the main job on each emulated host (or server) is a suite, and so is each long stage.
+So is each guest of a file for avocado's varianter (--guests; guests.yaml, without --quick).
 A test that a host cannot run is cancelled with the reason. Everything runs, then comes the verdict.
 One test at a time runs on a host; servers have a job each, side by side, since this harness drives
 a server by SSH from here: avocado's remote spawner would need avocado on the server.
@@ -26,10 +27,12 @@ from typing import Any
 
 from avocado.core.job import Job
 from avocado.core.suite import TestSuite
+from avocado.core.varianter import Varianter
 
 from nearmetal.cli.historycmd import FILE_NAME, revision_of
 from nearmetal.core import settings
-from nearmetal.core.errors import Exit, NearmetalError
+from nearmetal.core.errors import Exit, NearmetalError, UsageError
+from nearmetal.core.text import nearest
 from nearmetal.core.ui import tell_error
 from nearmetal.machines import inventory
 from nearmetal.machines.emulators import EMULATORS
@@ -44,7 +47,10 @@ from nearmetal.report import document
 from nearmetal.runs import plan
 
 HERE = Path(__file__).resolve().parent
+GUESTS = HERE / "guests.yaml"
 PYTEST = f"{sys.executable} -m pytest"
+SHAPE = ("guest_cpus", "guest_memory", "guest_cpu")
+"""What a guest of a file may have: options of ``nearmetal run``."""
 MINUTES = 60
 GRACE_S = 120
 
@@ -93,22 +99,74 @@ class Planned:
     timeout: int
 
 
-def planned(*, quick: bool, host: str | None = None, hosts: Path = Path()) -> list[Planned]:
-    """All suites of a host's job, in order; ``host`` None: the emulated hosts and the stages."""
+def planned(
+    *,
+    quick: bool,
+    host: str | None = None,
+    hosts: Path = Path(),
+    series: Sequence[str] = (),
+    variants: str = "",
+    guests: Path | None = None,
+) -> list[Planned]:
+    """All suites of a host's job, in order; ``host`` None: the emulated hosts and the stages.
+
+    With ``series`` only these are on, with ``variants`` (a list with commas) only these are
+    measured. ``guests`` is a file of guests. Raises UsageError.
+    """
+    on = {"series": " ".join(series)} if series else {}
+    on |= {"variants": variants} if variants else {}
     if host is not None:
         equipment = of_server(inventory.pick(hosts, host))
-        where = {"host": host, "inventory": str(hosts)}
-        return [_measure(one, host, _lack(one, equipment), where) for one in _tests()]
+        where = {"host": host, "inventory": str(hosts), **on}
+        every = [_measure(one, host, _lack(one, equipment), where) for one in _tests()]
+        return every + (_of_guests(guests, host, where) if guests else [])
     found = []
     for kind in EMULATORS:
         equipment = plan.equipment_of(kind)
         for one in _tests():
-            found.append(_measure(one, kind, _lack(one, equipment), {"testbed": kind}))
+            found.append(_measure(one, kind, _lack(one, equipment), {"testbed": kind, **on}))
+    if guests:
+        found += _of_guests(guests, None, on)
     for stage in STAGES:
         if not quick or stage.quick:
             words = {"command": stage.command, "environment": stage.environment}
             tags = ("stage", stage.name)
             found.append(Planned(stage.name, "stage.py", words, tags, stage.timeout))
+    return found
+
+
+def _of_guests(file: Path, host: str | None, more: dict[str, str]) -> list[Planned]:
+    """A suite for each guest of a file of avocado's varianter and each of its tests."""
+    found = []
+    for name, words in guests_of(file):
+        tests = words.pop("tests", "lspci").split()
+        kind = words.pop("testbed", next(iter(EMULATORS)))
+        parameters = {**more, **({} if host else {"testbed": kind}), **words}
+        for test in tests:
+            if test not in registry.tests():
+                raise UsageError(f"{file}: {name}: there is no test '{test}'")
+            one = _measure(registry.tests()[test], host or kind, None, parameters)
+            tags = (*one.tags, "guest", name)
+            found.append(dataclasses.replace(one, name=f"{one.name}-{name}", tags=tags))
+    return found
+
+
+def guests_of(file: Path) -> list[tuple[str, dict[str, str]]]:
+    """The leaves of a YAML file as avocado's yaml_to_mux reads it: name and parameters."""
+    keys = ("yaml_to_mux.inject", "yaml_to_mux.filter_only", "yaml_to_mux.filter_out")
+    config: dict[str, Any] = {key: [] for key in keys}
+    config |= {"yaml_to_mux.files": [str(file)], "yaml_to_mux.parameter_paths": ["/run/*"]}
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist", hint=f"{GUESTS} shows the format")
+    varianter = Varianter()
+    varianter.parse(config)
+    found = []
+    for variant in varianter.itertests():
+        words = {k: str(v) for node in variant["variant"] for k, v in node.environment.items()}
+        if unknown := sorted(set(words) - {"tests", "testbed", *SHAPE}):
+            raise UsageError(f"{file}: unknown key '{unknown[0]}'", hint=nearest(unknown[0], SHAPE))
+        name = "-".join(node.path.rsplit("/", 1)[-1] for node in variant["variant"])
+        found.append((name, words))
     return found
 
 
@@ -199,8 +257,19 @@ def gathered(folder: Path, number: str, revision: str) -> list[Night]:
     ]
 
 
+def _planned(options: argparse.Namespace, host: str | None) -> list[Planned]:
+    return planned(
+        quick=options.quick,
+        host=host,
+        hosts=options.inventory,
+        series=options.series or (),
+        variants=options.variant,
+        guests=options.guests or (None if options.quick else GUESTS),
+    )
+
+
 def _one_host(host: str | None, options: argparse.Namespace, base: Path) -> None:
-    every = planned(quick=options.quick, host=host, hosts=options.inventory)
+    every = _planned(options, host)
     status, folder = run_job(chosen(every, options.tags), base / (host or "testbed"))
     (base / f"{host or 'testbed'}.job").write_text(f"{status} {folder}\n")
 
@@ -250,6 +319,13 @@ def main() -> int:
     parser.add_argument(
         "--tags", default="", metavar="WORDS", help="'lspci,amd' is both, a blank between is or"
     )
+    parser.add_argument(
+        "--series", action="append", metavar="NAME", help="only this series is on; may be repeated"
+    )
+    parser.add_argument("--variant", default="", metavar="NAMES", help="only these, with commas")
+    parser.add_argument(
+        "--guests", type=Path, metavar="FILE", help="guests for avocado's varianter (guests.yaml)"
+    )
     parser.add_argument("--host", action="append", metavar="NAME", help="a server; may be repeated")
     parser.add_argument("--inventory", type=Path, default=Path("inventory.yaml"), metavar="FILE")
     parser.add_argument("--results-dir", type=Path, metavar="DIR")
@@ -259,8 +335,7 @@ def main() -> int:
         if not options.list:
             return night(options)
         for host in options.host or [None]:
-            every = planned(quick=options.quick, host=host, hosts=options.inventory)
-            for one in chosen(every, options.tags):
+            for one in chosen(_planned(options, host), options.tags):
                 skip = one.parameters.get("skip")
                 said = f"  cancelled: {skip}" if skip else ""
                 print(f"{one.name:18} {','.join(one.tags)}{said}")

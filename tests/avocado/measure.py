@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One test of the main job on one host, as an avocado test; tests/avocado/job.py makes its suites.
 
-Alone: ``avocado run tests/avocado/measure.py -p test=lspci -p testbed=amd``.
+Alone: ``avocado run tests/avocado/measure.py -p test=lspci -p testbed=amd``, or
+``-m tests/avocado/guests.yaml`` in place of -p for a guest of each kind.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from avocado import Test  # type: ignore[attr-defined]
 
 from nearmetal.core import proc
 
-FLAG = {"testbed": "--testbed", "host": "--host", "inventory": "--inventory"}
+FLAG = {
+    "testbed": "--testbed",
+    "host": "--host",
+    "inventory": "--inventory",
+    "guest_cpus": "--guest-cpus",
+    "guest_memory": "--guest-memory",
+    "guest_cpu": "--guest-cpu",
+}
 GRACE_S = 60.0
 """For a run that is asked to end: it takes its guests and hosts down."""
 
@@ -38,9 +46,12 @@ class Measure(Test):  # type: ignore[misc]
         words += ["--only", self.params.get("test", default="lspci")]
         for key, flag in FLAG.items():
             if value := self.params.get(key):
-                words += [flag, value]
-        for series in (self.params.get("series") or "").split():
-            words += ["--variant", "vanilla,off,on", "--series", series]
+                words += [flag, str(value)]
+        series = (self.params.get("series") or "").split()
+        if variants := self.params.get("variants") or ("vanilla,off,on" if series else ""):
+            words += ["--variant", variants]
+        for one in series:
+            words += ["--series", one]
         results = Path(self.outputdir)
         words += ["--results-dir", str(results)]
         self.log.info("%s", " ".join(words))

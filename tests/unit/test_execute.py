@@ -142,3 +142,67 @@ def test_ratios_are_derived_at_the_end_of_a_share() -> None:
     execute.derive(made.work(("lspci",), ["vanilla"], "amd"), found)
     (ratio,) = found.measurements[2:]
     assert (ratio.name, ratio.values) == ("lspci.dword_instructions_ratio", (3.0,))
+
+
+# --- guests of a shape ------------------------------------------------------------------------
+
+
+def test_a_shape_is_in_place_of_what_the_host_says() -> None:
+    here = Equipment(guest_cpus=4, guest_memory_mib=4096)
+    assert GuestShape().on(here) == here
+    found = GuestShape(cpus=2, cpu="EPYC-Rome").on(here)
+    assert (found.guest_cpus, found.guest_memory_mib, found.guest_cpu) == (2, 4096, "EPYC-Rome")
+    assert GuestShape(2, 2048, "EPYC-Rome").label == "cpus=2,memory=2048,cpu=EPYC-Rome"
+    assert GuestShape().label == ""
+
+
+def here_mib() -> int:
+    text = Path("/proc/meminfo").read_text()
+    return int(text.split("MemTotal:")[1].split()[0]) // 1024 + 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "wrong"),
+    [
+        (GuestShape(cpus=os.cpu_count()), None),
+        (GuestShape(cpus=(os.cpu_count() or 1) + 1), "CPUs and not"),
+        (GuestShape(memory_mib=here_mib()), None),
+        (GuestShape(memory_mib=here_mib() * 2), "MiB of memory and not"),
+        (GuestShape(memory_mib=here_mib() // 2), "MiB of memory and not"),
+        (GuestShape(cpu="EPYC-Rome"), None),
+        (GuestShape(cpu="EPYC"), "CPUs of the type EPYC-Rome-x86_64-cpu and not EPYC"),
+    ],
+)
+def test_a_guest_is_looked_at(shape: GuestShape, wrong: str | None) -> None:
+    guest = fakes.guest(cast(Any, None))
+    said = {"query-cpus-fast": [{"qom-path": "/c"}], "qom-get": "EPYC-Rome-x86_64-cpu"}
+    guest.qmp = lambda command, **_: said[command]  # type: ignore[method-assign]
+    if wrong is None:
+        execute.has_shape(guest, shape)
+        return
+    with pytest.raises(MeasurementError, match=wrong):
+        execute.has_shape(guest, shape)
+
+
+def test_rows_of_a_shape_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_row(place: bench.Bench) -> list[bench.Found]:
+        return [made.row(place.host.equipment.guest_cpus, name="toy.rows", unit="rows")]
+
+    settings = Settings(tmp_path, tmp_path, tmp_path)
+    found = fakes.FakeLab(settings, Cache(tmp_path))
+    fakes.install(monkeypatch, found)
+    toy = dataclasses.replace(TOY, measure=one_row, setups=(), metrics=())
+    work = plans.Work(ON, toy, toy.plain, Unit(Subject("on", "mine", None, "amd")))
+    share = execute.Share(settings, ("toy",), plans.equipment_of("amd"), (work,), None)
+    shape = GuestShape(cpus=os.cpu_count())
+    asked = dataclasses.replace(share, guest=shape)
+    gathered = execute._measure(cast(Any, found), asked, tmp_path, keep=False)
+    assert gathered.missing == []
+    (row,) = gathered.measurements
+    assert row.values == (os.cpu_count(),)
+    assert row.context["guest"] == shape.label
+    assert gathered.equipment is not None
+    wrong = dataclasses.replace(share, guest=GuestShape(cpus=(os.cpu_count() or 1) + 1))
+    gathered = execute._measure(cast(Any, found), wrong, tmp_path, keep=False)
+    assert gathered.measurements == []
+    assert "CPUs and not" in gathered.missing[0].reason

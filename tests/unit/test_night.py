@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from nearmetal.core.errors import UsageError
 from nearmetal.nights import changes, page
 from nearmetal.nights.history import Key, Night, Value, of_report, together
 from nearmetal.report import document
@@ -28,6 +29,8 @@ from nearmetal.cli.main import parser
 words = sys.argv[1:]
 parser().parse_args(words)
 test = words[words.index("--only") + 1]
+if "--guest-cpus" in words:
+    test = "guest-" + words[words.index("--guest-cpus") + 1]
 results = pathlib.Path(words[words.index("--results-dir") + 1])
 if test == "hang":
     time.sleep(600)
@@ -77,6 +80,29 @@ def test_tags_choose(job: ModuleType) -> None:
     assert [one.name for one in job.chosen(every, "amd,lspci unit")] == ["amd-lspci", "unit"]
 
 
+def test_guests_of_the_varianter_are_suites(job: ModuleType, tmp_path: Path) -> None:
+    every = {one.name: one for one in job.planned(quick=True, guests=job.GUESTS)}
+    one = every["amd-lspci-two-vcpus-two-gib"]
+    assert one.tags == ("measure", "testbed", "amd", "lspci", "guest", "two-vcpus-two-gib")
+    assert one.parameters == {
+        "test": "lspci",
+        "testbed": "amd",
+        "guest_cpus": "2",
+        "guest_memory": "2048",
+    }
+    for written, said in (("guest_cpu5: 2", "guest_cpu5"), ("tests: lspcy", "no test 'lspcy'")):
+        file = tmp_path / "guests.yaml"
+        file.write_text(f"guest: !mux\n  odd:\n    {written}\n")
+        with pytest.raises(UsageError, match=said):
+            job.planned(quick=True, guests=file)
+
+
+def test_only_some_series_are_on(job: ModuleType) -> None:
+    every = {one.name: one for one in job.planned(quick=True, series=("pci-ecam",))}
+    assert every["amd-lspci"].parameters["series"] == "pci-ecam"
+    assert "series" not in every["unit"].parameters
+
+
 @pytest.fixture(scope="module")
 def ran(job: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, Path]:
     """A job of tests that pass, fail, break, hang and cannot run."""
@@ -87,9 +113,11 @@ def ran(job: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[int,
     words = {"program": f"{sys.executable} {program}"}
     mark = f"sleep 61{base.name[-1]}.25"
 
-    def one(test: str, timeout: int = 60, **more: str) -> object:
+    def one(test: str, timeout: int = 60, name: str = "", **more: str) -> object:
         parameters = {"test": test, "testbed": "amd", **words, **more}
-        return job.Planned(f"amd-{test}", "measure.py", parameters, ("measure", test), timeout)
+        return job.Planned(
+            name or f"amd-{test}", "measure.py", parameters, ("measure", test), timeout
+        )
 
     def stage(name: str, command: str, timeout: int = 60) -> object:
         return job.Planned(name, "stage.py", {"command": command}, ("stage",), timeout)
@@ -103,6 +131,7 @@ def ran(job: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[int,
         stage("killed", f"sh -c '{mark} & wait'", timeout=3),
         stage("wrong", "sh -c 'echo so it is; exit 4'"),
         one("vmexit"),
+        one("lspci", name="amd-guest", guest_cpus="3"),
     ]
     status, folder = job.run_job(every, base / "testbed")
     return status, folder, base
@@ -129,6 +158,7 @@ def test_everything_runs_then_comes_the_verdict(ran: tuple[int, Path, Path]) -> 
     assert "did not end within 3 s" in of("killed").reason
     assert of("wrong").status == "FAIL"
     assert "so it is" in of("wrong").reason
+    assert "guest-3" in "".join(of("amd-guest").links)
     assert any(link.endswith("report.html") for link in of("lspci").links)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..core.model import VARIANTS
 from ..core.settings import Settings
+from ..machines.equipment import GuestShape
 from ..measure import registry
 from ..runs import execute
 from .common import (
@@ -59,11 +60,24 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="judge by these checks instead of the default ones; may be repeated",
     )
+    group = one.add_argument_group("what guests have, in place of what the host's entry says")
+    group.add_argument("--guest-cpus", type=_count, metavar="N", help="vCPUs")
+    group.add_argument("--guest-memory", type=_count, metavar="MIB", help="memory, in MiB")
+    group.add_argument(
+        "--guest-cpu", metavar="MODEL", help="the CPUs' model, by QEMU's name (default: host)"
+    )
     one.add_argument(
         "--keep",
         action="store_true",
         help="keep host and guest running after the measurements until Ctrl-C",
     )
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 _ANYWHERE = ("cache_dir", "results_dir", "source_dir", "jobs", "inventory", "verbose", "quiet")
@@ -94,6 +108,7 @@ def command(options: argparse.Namespace, conf: Settings) -> int:
             testbeds=TESTBEDS if testbed_of(options) == BOTH else (),
             server=server_of(options),
             checks=tuple(options.checks or ()),
+            guest=GuestShape(options.guest_cpus, options.guest_memory, options.guest_cpu),
             keep=options.keep,
             command=shlex.join(["nearmetal", *sys.argv[1:]]),
         ),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from .inventory import Server, Tool
@@ -45,6 +45,8 @@ class Equipment:
     """Tools of others to measure with."""
     guest_cpus: int = 1
     guest_memory_mib: int = 1024
+    guest_cpu: str = "host"
+    """The model of a guest's CPUs, by QEMU's name."""
     testbed: str | None = None
     """The name of the emulator (machines.emulators), None on a server."""
     has: frozenset[str] = SERVER_HAS
@@ -66,6 +68,31 @@ class Equipment:
         """The reason why it has not all of the capabilities, or None."""
         absent = [one for one in needs if one not in self.has]
         return self.lacks.get(absent[0], f"this host has no {absent[0]}") if absent else None
+
+
+@dataclass(frozen=True)
+class GuestShape:
+    """What guests have otherwise than their host says; None: as it says."""
+
+    cpus: int | None = None
+    memory_mib: int | None = None
+    cpu: str | None = None
+    """The model of the CPUs, by QEMU's name."""
+
+    @property
+    def label(self) -> str:
+        """All that is otherwise, such as ``cpus=2,memory=2048``; empty: nothing."""
+        every = {"cpus": self.cpus, "memory": self.memory_mib, "cpu": self.cpu}
+        return ",".join(f"{key}={value}" for key, value in every.items() if value is not None)
+
+    def on(self, equipment: Equipment) -> Equipment:
+        """A host's equipment with guests of this shape."""
+        return replace(
+            equipment,
+            guest_cpus=self.cpus or equipment.guest_cpus,
+            guest_memory_mib=self.memory_mib or equipment.guest_memory_mib,
+            guest_cpu=self.cpu or equipment.guest_cpu,
+        )
 
 
 def of_server(server: Server) -> Equipment:

@@ -57,6 +57,8 @@ class GuestParts:
     keys: Keys
     cpus: int = 1
     memory_mib: int = 1024
+    cpu: str = "host"
+    """The model of the CPUs."""
     assigned: tuple[str, ...] = ()
     iommufd: bool = False
     """Map guest memory by iommufd and not by the type1 container. BARs are mapped for DMA by both;
@@ -113,7 +115,7 @@ def _own_machine(parts: GuestParts) -> list[str]:
     return [
         *("-machine", ",".join(("q35", parts.machine)) if parts.machine else "q35"),
         *("-accel", ",".join(("kvm", *(f"{key}={value}" for key, value in parts.accel.items())))),
-        *("-cpu", "host,host-phys-bits=on" if parts.host_addresses else "host"),
+        *("-cpu", f"{parts.cpu},host-phys-bits=on" if parts.host_addresses else parts.cpu),
         *("-smp", str(parts.cpus), "-m", str(parts.memory_mib)),
     ]
 

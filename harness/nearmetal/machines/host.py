@@ -15,7 +15,7 @@ from ..core import ui
 from ..core.errors import EnvironmentBroken, MeasurementError, UsageError
 from ..core.model import Provenance
 from .console import find_splats
-from .equipment import Equipment
+from .equipment import Equipment, GuestShape
 from .shell import Address, Running, Shell, connect, digest_of
 
 STORE_ON_TESTBED = "/srv/nearmetal"
@@ -84,6 +84,8 @@ class Host:
     instructions: Path | None = None
     """The log of the emulator's plugin that counts instructions; None where nothing counts them."""
     equipment: Equipment = field(default_factory=Equipment)
+    shape: GuestShape = field(default_factory=GuestShape)
+    """What was asked for of its guests."""
     boot_retries: int = 0
     """1 if an emulated one took a second boot."""
     _kvm_parameters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -242,6 +242,7 @@ class Lab:
             keys=builds.keys(self.cache),
             cpus=host.equipment.guest_cpus,
             memory_mib=host.equipment.guest_memory_mib,
+            cpu=host.equipment.guest_cpu,
             assigned=tuple(host.assigned if assigned is None else assigned),
             accel=config.accel.get(host.facts.kvm_module, {}),
             extra=tuple(words),

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import shlex
 import sys
 import time
@@ -38,7 +39,7 @@ from ..core.text import nearest
 from ..judging import judge
 from ..judging.load import Check, load_checks
 from ..machines import session
-from ..machines.equipment import Equipment, of_server
+from ..machines.equipment import Equipment, GuestShape, of_server
 from ..machines.guest import Guest
 from ..machines.host import Host
 from ..machines.inventory import Server
@@ -55,6 +56,8 @@ from .plan import Work
 
 CPUS_A_TESTBED = 1
 """Emulated hosts are measured beside each other where each has so many CPUs."""
+GUEST = "guest"
+"""The context key of rows that were measured in guests of a shape that was asked for."""
 ANSWER_DEADLINE_S = 15.0
 """For a server's first login, before anything is built."""
 
@@ -74,6 +77,7 @@ class Options:
     """The emulated hosts, one after another; none means that of the settings."""
     server: Server | None = None
     checks: tuple[Path, ...] = ()
+    guest: GuestShape = field(default_factory=GuestShape)
     keep: bool = False
     command: str = ""
 
@@ -99,6 +103,7 @@ class Share:
     equipment: Equipment
     work: tuple[Work, ...]
     server: Server | None
+    guest: GuestShape = field(default_factory=GuestShape)
 
     @property
     def name(self) -> str:
@@ -208,7 +213,7 @@ def _shares(settings: Settings, options: Options, wanted: Sequence[Config]) -> l
         equipment = of_server(server)
         tests = plans.resolve_tests(options.tests, equipment)
         work = plans.work(wanted, tests, equipment)
-        shares.append(Share(settings, tests, equipment, work, server))
+        shares.append(Share(settings, tests, equipment, work, server, options.guest))
         if any(one.config.linux_patches for one in work):
             ui.warn("a server keeps its running kernel; only QEMU and the guest are changed")
     else:
@@ -217,7 +222,7 @@ def _shares(settings: Settings, options: Options, wanted: Sequence[Config]) -> l
             equipment = plans.equipment_of(kind)
             work = plans.work(wanted, tests, equipment)
             here = dataclasses.replace(settings, testbed=kind)
-            shares.append(Share(here, tests, equipment, work, None))
+            shares.append(Share(here, tests, equipment, work, None, options.guest))
     for name in options.tests:
         if not any(one.test.name == name for share in shares for one in share.work):
             raise UsageError(
@@ -292,7 +297,12 @@ def _measure(lab: Lab, share: Share, logs: Path, *, keep: bool) -> Gathered:
         if number:
             here = logs / f"host-{number + 1}-{_host_label(guests[0][0])}"
             here.mkdir()
-        _on_one_host(lab, guests, here, found, keep=keep)
+        _on_one_host(lab, guests, here, found, share.guest, keep=keep)
+    if share.guest.label:  # else rows of guests that differ would have one name
+        found.measurements = [
+            dataclasses.replace(row, context={**row.context, GUEST: share.guest.label})
+            for row in found.measurements
+        ]
     derive(share.work, found)
     return found
 
@@ -305,7 +315,13 @@ def _host_label(one: Work) -> str:
 
 
 def _on_one_host(
-    lab: Lab, guests: Sequence[Sequence[Work]], logs: Path, found: Gathered, *, keep: bool
+    lab: Lab,
+    guests: Sequence[Sequence[Work]],
+    logs: Path,
+    found: Gathered,
+    shape: GuestShape,
+    *,
+    keep: bool,
 ) -> None:
     first = guests[0][0]
     left = list(guests)
@@ -313,6 +329,7 @@ def _on_one_host(
         setup = first.setup
         with lab.host(first.config, logs, iommu=setup.iommu, ats=setup.ats) as host:
             found.boot_retries += host.boot_retries
+            host.shape, host.equipment = shape, shape.on(host.equipment)
             found.equipment = host.equipment
             while left:
                 measure_units(lab, host, left[0], logs, found, keep=keep)
@@ -373,7 +390,35 @@ def guest_for(lab: Lab, host: Host, one: Work, logs: Path) -> Iterator[Guest]:
         parts = setup.shape(host, parts)
     label = one.config.label if setup is one.test.plain else one.subject.label
     with lab.guest(host, one.config, logs, label=label, parts=parts, modules=modules) as guest:
+        if host.shape.label:
+            has_shape(guest, host.shape)
         yield guest
+
+
+def has_shape(guest: Guest, shape: GuestShape) -> None:
+    """Raise MeasurementError unless a guest is what was asked for, as it sees itself.
+
+    Of its memory (MemTotal, proc_meminfo(5)) the kernel keeps some for itself, less than a quarter.
+    """
+    said = guest.shell.run("nproc; awk '/^MemTotal:/ { print $2 }' /proc/meminfo").stdout.split()
+    cpus, memory_mib = int(said[0]), int(said[1]) / 1024
+    wrong = []
+    if shape.cpus not in (None, cpus):
+        wrong.append(f"{cpus} CPUs and not {shape.cpus}")
+    wanted = shape.memory_mib
+    if wanted is not None and not 0.75 * wanted <= memory_mib <= wanted:
+        wrong.append(f"{memory_mib:.0f} MiB of memory and not {wanted}")
+    if shape.cpu is not None:
+        path = guest.qmp("query-cpus-fast")[0]["qom-path"]
+        kind = guest.qmp("qom-get", path=path, property="type")
+        model = re.sub(r"(-v[0-9]+)?-(x86_64|i386)-cpu$", "", kind)
+        if model != re.sub(r"-v[0-9]+$", "", shape.cpu):
+            wrong.append(f"CPUs of the type {kind} and not {shape.cpu}")
+    if wrong:
+        raise MeasurementError(
+            f"the guest has {'; '.join(wrong)}",
+            hint="a set-up of this test decides that itself: leave the option out",
+        )
 
 
 def _one_unit(bench: Bench, one: Work, found: Gathered) -> bool:
