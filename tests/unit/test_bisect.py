@@ -250,12 +250,15 @@ def words_of(*words: str) -> list[str]:
 def test_only_what_the_check_needs_is_run(tmp_path: Path) -> None:
     words = words_of(CHECK, "--series", "pci-config-cache")
     assert words[:8] == [
-        *("--only", "lspci", "--testbed", "amd", "--variant", "vanilla,on"),
+        *("--only", "lspci", "--testbed", "amd", "--variant", "on"),
         *("--series", "pci-config-cache"),
     ]
     words = words_of(OFF, "--series", "pci-ecam", "--testbed", "intel")
     assert words[2:6] == ["--testbed", "intel", "--variant", "vanilla,off"]
     assert "--series" not in words
+    ratio = "pci-config-cache.dword-costs-a-third"
+    words = words_of(ratio, "--series", "pci-config-cache")
+    assert words[4:6] == ["--variant", "vanilla,on"]
     words = words_of(CHECK, "--step", "--linux-tree", str(tmp_path))
     assert "--variant" not in words
     assert words[words.index("--linux-tree") + 1] == str(tmp_path)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Consoles: what counts as a kernel that broke."""
 
+import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from nearmetal.core.errors import MeasurementError
 from nearmetal.machines.console import Console, find_splats
 from nearmetal.machines.host import count_iommu_faults, parse_facts, parse_kmsg
+from nearmetal.machines.lab import following
 
 HEALTHY = """\
 [    0.000000] Linux version 7.3.4 (nearmetal@nearmetal) (gcc (Debian 12.2.0) 12.2.0)
@@ -157,3 +161,20 @@ def test_kernel_log_from_a_message_on() -> None:
 def test_lost_kernel_messages_are_counted() -> None:
     assert parse_kmsg(KMSG, since=99).lost == 2
     assert parse_kmsg("", since=99).last == 99
+
+
+def test_a_servers_console_is_followed_and_left(tmp_path: Path) -> None:
+    mark = f"sleep 6{os.getpid()}.5"
+    command = f"echo up; echo 'Kernel panic - not syncing'; {mark} & wait"
+    with following("gpu1", command, tmp_path) as console:
+        assert console is not None
+        end = time.monotonic() + 10
+        while "panic" not in console.text() and time.monotonic() < end:
+            time.sleep(0.05)
+        with pytest.raises(MeasurementError, match="gpu1: the kernel says: Kernel panic"):
+            console.broken()
+    done = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert mark not in done.stdout.splitlines()
+    assert "panic" in (tmp_path / "host-console.log").read_text()
+    with following("gpu1", None, tmp_path) as console:
+        assert console is None

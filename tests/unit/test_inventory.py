@@ -30,12 +30,14 @@ hosts:
     key: {key}
     p2p: {{peer: "0000:03:00.0", disk: "0000:04:00.0"}}
     guest: {{cpus: 8}}
+    console: tail -F /dev/null
 """,
         ),
         "gpu1",
     )
     assert str(server.address) == "admin@192.0.2.7:2222"
     assert server.p2p["disk"] == "0000:04:00.0"
+    assert server.console == "tail -F /dev/null"
     assert (server.guest_cpus, server.guest_memory_mib) == (8, 4096)
 
 

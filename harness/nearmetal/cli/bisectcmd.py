@@ -211,12 +211,14 @@ def _series(check: Check) -> tuple[str, ...]:
 def _variants(check: Check) -> tuple[str, ...]:
     """The variants that a check is about; a figure on none in particular may be of any.
 
-    vanilla is always among them: figures that are ratios to it are measured beside it alone.
+    Figures that are derived, as ratios to vanilla, are measured beside it alone.
     """
     asked = {one.selector("variant") for one in check.selections}
     if None in asked:
         return VARIANTS
-    return tuple(one for one in VARIANTS if one in asked | {"vanilla"})
+    if any(registry.metrics()[name].derived is not None for name in check.needs):
+        asked.add("vanilla")
+    return tuple(one for one in VARIANTS if one in asked)
 
 
 # --- a state ----------------------------------------------------------------------------------

@@ -95,6 +95,8 @@ class Server:
     """Functions that have a driver of their own for guests, by name."""
     machines: Mapping[str, Address] = field(default_factory=dict)
     tools: tuple[Tool, ...] = ()
+    console: str | None = None
+    """A command here that prints the serial console, from now on, until it is ended."""
 
 
 def load(path: Path) -> dict[str, Server]:
@@ -155,6 +157,7 @@ def _server(name: str, entry: Mapping[str, Any]) -> Server:
     return Server(
         name=name,
         address=_address(entry),
+        console=entry.get("console"),
         p2p=entry.get("p2p", {}),
         guest_cpus=guest.get("cpus", 2),
         guest_memory_mib=guest.get("memory_mib", 4096),

@@ -126,6 +126,7 @@ SCHEMA: Mapping[str, Any] = {
                 "additionalProperties": False,
                 "properties": {
                     **_LOGIN,
+                    "console": {"type": "string", "minLength": 1},
                     "assign": _FUNCTIONS,
                     "functions": {
                         "type": "object",

@@ -9,10 +9,13 @@ Runs, commands and tests use it and nothing below it::
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
 import shutil
+import signal
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +24,7 @@ from typing import Literal
 
 from .. import builds
 from ..builds import Image, Kernel, Qemu
+from ..core import proc
 from ..core.cache import Cache, sha256_file
 from ..core.errors import MeasurementError, UsageError
 from ..core.model import Build
@@ -28,6 +32,7 @@ from ..core.settings import Settings
 from ..patches import series
 from ..patches.variants import Config
 from ..sources.archive import Source, obtain
+from .console import Console
 from .emulators import EMULATORS
 from .emulators.testbed import Made, Wanted, running_host
 from .equipment import of_server
@@ -184,10 +189,15 @@ class Lab:
         ``Host.boot_retries`` says whether it took a second boot.
         """
         if self.server is not None:
-            with self.cache.lock(f"host-{self.server.name}"):
+            with (
+                self.cache.lock(f"host-{self.server.name}"),
+                following(self.server.name, self.server.console, logs) as console,
+            ):
                 host = reach(
                     self.server.name, self.server.address, equipment=of_server(self.server)
                 )
+                if console is not None:
+                    host.shell.watch, host.shell.console = console.broken, console
                 try:
                     yield host
                 finally:
@@ -285,6 +295,29 @@ class Lab:
         for kernel in (*self.kernels.values(), *([own.guest_kernel] if own.guest_kernel else [])):
             things += [kernel.image, self._initramfs(kernel, "guest")]
         return tuple(dict.fromkeys(things))
+
+
+@contextmanager
+def following(name: str, command: str | None, logs: Path) -> Iterator[Console | None]:
+    """A server's console, kept in ``logs`` by a command for as long as the context lasts."""
+    if command is None:
+        yield None
+        return
+    console = Console(name, logs / "host-console.log")
+    with console.path.open("ab") as log:
+        process = subprocess.Popen(
+            proc.guarded(["sh", "-c", command], tree=True),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield console
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _sweep(folder: Path) -> None:
