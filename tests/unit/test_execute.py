@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +13,10 @@ from lib import fakes
 from lib import results as made
 
 from nearmetal.core.cache import Cache
+from nearmetal.core.errors import MeasurementError
 from nearmetal.core.model import Measurement, Subject
 from nearmetal.core.settings import Settings
+from nearmetal.machines.equipment import Equipment, GuestShape
 from nearmetal.machines.guest import GuestParts
 from nearmetal.machines.host import Host
 from nearmetal.machines.shell import Shell
