@@ -14,7 +14,8 @@
  *   ports   a write of a byte to PORT of what was there before, and a read of
  *           it
  *   msr     a write of a performance event selector, with another event each
- *           time and not enabled, through /dev/cpu/0/msr
+ *           time and not enabled, through /dev/cpu/0/msr, while another counter
+ *           counts
  *
  * Prints {"pairs": COUNT, "value": what was read last}.
  */
@@ -23,6 +24,7 @@
 
 #include "insns.h"
 #include "mark.h"
+#include "use-pmu.h"
 
 static uint32_t value;
 static off_t place;
@@ -91,6 +93,8 @@ int main(int argc, char **argv)
 		config();
 	if (*what == 'p' && pread(fd, &value, 1, place) != 1)
 		err(1, "port %#lx", (long)place);
+	if (*what == 'm')
+		use_pmu();
 	insns_count();
 	if (*what == 'l')
 		REPEAT(count, loop(length));

@@ -15,7 +15,7 @@
  *   between two marks: two context switches each
  * nm-pmu write MSR WRITES
  *   writes an event selector WRITES times, with another event each time, but
- *   never enables it; between two marks
+ *   never enables it; between two marks, while another counter counts
  * nm-pmu fixed ROUNDS
  *   switches all of Intel's fixed counters on, lets them count a loop in user
  *   mode, reads them by RDPMC and switches them off, ROUNDS times, by their
@@ -37,6 +37,7 @@
 
 #include "insns.h"
 #include "mark.h"
+#include "use-pmu.h"
 
 #define MOST_RUNS 1000
 
@@ -209,6 +210,7 @@ static void select_often(uint32_t msr, uint64_t writes)
 	if (fd < 0)
 		err(1, "/dev/cpu/0/msr");
 	stay();
+	use_pmu();
 	mark_begin();
 	for (i = 0; i <= writes; i++) {
 		selector = i == writes ? 0 : 0xc2 + (i & 1);

@@ -14,8 +14,9 @@ traces a read when it completes: so the value tells the config register.
 
 What a mediated PMU was loaded for is told in the same way: the write (or read) of a register that
 comes with each load, matched in the same thread to the last kvm:kvm_exit, and to the last
-kvm:kvm_userspace_exit, if there was one since the load before. The kernel gives a variable to one
-match only, so an exit that caused no load is forgotten with the next exit.
+kvm:kvm_userspace_exit, if there was one since the load before: the kernel forgets a variable that
+is read in an expression (read_once, kernel/trace/trace_events_hist.c), and one that it does not
+have makes no match.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ def _start(switches: Switches | None) -> str:
                 f">> events/kvm/{cause}/trigger || exit 1"
             )
             lines.append(
-                f"echo 'hist:keys=common_pid:onmatch(kvm.{cause}).{event}($nm{field}) "
+                f"echo 'hist:keys=common_pid:nmfor{field}=$nm{field}*1:"
+                f"onmatch(kvm.{cause}).{event}($nmfor{field}) "
                 f"if msr == {switches.msr}' >> {loads} || exit 1"
             )
             lines.append(
