@@ -750,7 +750,7 @@ def test_counters_that_are_passed_through_pass(defaults: tuple[Check, ...]) -> N
 
 @pytest.mark.parametrize(
     ("exits", "counters_on", "status"),
-    [(0, "4", "pass"), (0.001, "4", "fail"), (0, "3", "error")],
+    [(0.001, "4", "pass"), (0.02, "4", "fail"), (0, "3", "error")],
 )
 def test_on_intel_no_agent_exits_for_counters(
     defaults: tuple[Check, ...], exits: float, counters_on: str, status: str
