@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nearmetal.core.errors import MeasurementError
-from nearmetal.measure.lspci import config_exits, config_exits_userspace
+from nearmetal.measure.lspci import config_exits, config_exits_userspace, link_status_exits
 from nearmetal.measure.vmexit.exits import is_pmu_msr, pmu_exits
 from nearmetal.probes.tracing import KVM_EXIT_IO, KVM_EXIT_X86_PCI_CONFIG, parse_exits, parse_hists
 
@@ -45,6 +45,22 @@ def test_exits_are_told_apart_by_register() -> None:
     assert len(vanilla) == 13 * 64
     assert set(vanilla.values()) == {2}
     assert vanilla[0x80000000] == 2
+
+
+def test_link_status_is_what_is_not_read_live() -> None:
+    """pci-config-live on; the two ports above assigned functions were 02:00.0 and 02:01.0."""
+    exits = parse_exits(recorded("lspci-xxx-live.hist"))
+    assert config_exits(exits) == 13 * 64 * 2
+    assert config_exits_userspace(exits) == 2
+    port = bytearray(256)
+    port[0x06] = 0x10
+    port[0x34], port[0x50:0x52], port[0x90:0x92] = 0x50, b"\x0d\x90", b"\x10\x00"
+    elsewhere = bytearray(port)
+    elsewhere[0x51] = 0x00
+    both = {"0000:02:00.0": bytes(port), "0000:02:01.0": bytes(port)}
+    assert link_status_exits(exits, both) == 2
+    assert link_status_exits(exits, {"0000:02:02.0": bytes(port)}) == 0
+    assert link_status_exits(exits, {"0000:02:01.0": bytes(elsewhere)}) == 0
 
 
 def test_cached_registers_take_no_exit_and_others_one() -> None:

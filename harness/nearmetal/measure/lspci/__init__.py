@@ -152,7 +152,7 @@ def link_status_exits(exits: Exits, ports: Mapping[str, bytes]) -> int:
     return sum(
         exits.config_user.get(latch(address, start + _LINK_CONTROL), 0)
         for address, data in ports.items()
-        for one, start in capabilities(data)
+        for start, one in capabilities(data)
         if one == _CAP_EXPRESS
     )
 
