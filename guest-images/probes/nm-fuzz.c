@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * nm-fuzz [-p] [-a] [-w BB:DD.F]... [-b BB:DD.F] [-r] [-v BB:DD.F] [-i BB:DD.F]
+ * nm-fuzz [-p] [-a] [-q] [-w BB:DD.F]... [-b BB:DD.F] [-r] [-v BB:DD.F] [-i BB:DD.F]
  *	   SEED OPERATIONS ECAM-BASE
  *
  * A seeded random program of config accesses to the functions that sysfs shows.
@@ -11,6 +11,9 @@
  * -p  every other read is done at the ports without Linux (CONFIG_X86_IOPL_IOPERM):
  *     1, 2 and 4 bytes at each offset in a dword, and strings (REP INS)
  * -a  before that, with -p: the IDs of all functions that an address can name
+ * -q  what reads are held against is read by 8 bytes, which QEMU serves where KVM
+ *     serves narrower ones (series pci-config-live); these are held against it, too,
+ *     at all offsets
  * -w  functions that nobody uses: their writable registers are changed, their
  *     BARs sized, and they are reset (FLR) if they can
  * -b  a root port: the bus behind it is given another number, and its own again
@@ -46,7 +49,7 @@ static uint64_t ecam_base;
 static volatile uint8_t *ecam_bus[256];
 static uint16_t functions[MAX_FUNCTIONS], writable[MAX_FUNCTIONS];
 static int nr_functions, nr_writable;
-static int port = -1, intx = -1, pf = -1, port_is_unused, by_ports, scans;
+static int port = -1, intx = -1, pf = -1, port_is_unused, by_ports, scans, wide;
 static volatile uint32_t *intx_regs;
 static unsigned long reads, port_reads, strings, writes, resets, hot_resets, power_offs, renumberings;
 static unsigned long vf_changes, interrupts, mismatches;
@@ -86,6 +89,17 @@ static uint32_t ecam_read(uint16_t bdf, int offset, int size)
 	volatile uint8_t *p = ecam(bdf, offset);
 
 	return size == 1 ? *p : size == 2 ? *(volatile uint16_t *)p : *(volatile uint32_t *)p;
+}
+
+/* what the function's registers are, whoever serves other reads; within 8 bytes */
+static uint32_t truth(uint16_t bdf, int offset, int size)
+{
+	uint64_t value;
+
+	if (!wide)
+		return ecam_read(bdf, offset, size);
+	value = *(volatile uint64_t *)ecam(bdf, offset & ~7) >> (offset & 7) * 8;
+	return size == 4 ? value : value & ((1u << size * 8) - 1);
 }
 
 static void ecam_write(uint16_t bdf, int offset, int size, uint32_t value)
@@ -164,7 +178,7 @@ static void port_read(uint16_t bdf, int offset, int size, void *buffer, int coun
 /* ECAM of the dword that @size bytes are in */
 static uint32_t ecam_part(uint16_t bdf, int offset, int size)
 {
-	uint32_t dword = ecam_read(bdf, offset & ~3, 4) >> (offset & 3) * 8;
+	uint32_t dword = truth(bdf, offset & ~3, 4) >> (offset & 3) * 8;
 
 	return size == 4 ? dword : dword & ((1u << size * 8) - 1);
 }
@@ -198,10 +212,25 @@ static void compare(uint16_t bdf, int offset, int size, const char *when)
 		compare_ports(bdf, offset, size, 1, when);
 		return;
 	}
-	before = ecam_read(bdf, offset, size);
-	if (pread(config_file(bdf), &value, size, offset) != size)
+	before = truth(bdf, offset, size);
+	if (wide && rnd(2))
+		value = ecam_read(bdf, offset, size);
+	else if (pread(config_file(bdf), &value, size, offset) != size)
 		err(1, "config read");
-	after = ecam_read(bdf, offset, size);
+	after = truth(bdf, offset, size);
+	if (value != before && value != after)
+		mismatch(bdf, offset, size, when, value, before, after);
+}
+
+/* as above, for registers that only ECAM has */
+static void compare_extended(uint16_t bdf, int offset, int size, const char *when)
+{
+	uint32_t before, after, value;
+
+	reads++;
+	before = truth(bdf, offset, size);
+	value = ecam_read(bdf, offset, size);
+	after = truth(bdf, offset, size);
 	if (value != before && value != after)
 		mismatch(bdf, offset, size, when, value, before, after);
 }
@@ -212,6 +241,8 @@ static void compare_function(uint16_t bdf, const char *when)
 
 	for (offset = 0; offset < 256; offset += 4)
 		compare(bdf, offset, 4, when);
+	if (wide)
+		compare_extended(bdf, 0x100 + rnd(960) * 4, 4, when);
 }
 
 static int find_cap(uint16_t bdf, uint8_t id)
@@ -290,7 +321,8 @@ static uint16_t behind_port(void)
 /* by ECAM; a function that isn't there reads as all ones, a VF only in its IDs */
 static void expect(uint16_t bdf, int present, const char *when)
 {
-	if ((ecam_read(bdf, 8, 4) != ~0u) != present && !mismatches++)
+	if (((ecam_read(bdf, 8, 4) != ~0u) != present ||
+	     (truth(bdf, 8, 4) != ~0u) != present) && !mismatches++)
 		snprintf(first, sizeof(first), "%02x:%02x.%x is %s %s", bdf >> 8,
 			 bdf >> 3 & 31, bdf & 7, present ? "absent" : "present", when);
 }
@@ -414,7 +446,9 @@ static void operate(void)
 	int what = rnd(100), size = sizes[rnd(3)];
 
 	if (what < 70 || !nr_writable) {
-		if (by_ports && what < 35) {
+		if (wide && what < 15) {
+			compare_extended(bdf, rnd(4096 / size) * size, size, "read by ECAM");
+		} else if (by_ports && what < 35) {
 			reads++;
 			compare_ports(bdf, rnd(64) * 4 + rnd(5 - size), size,
 				      what < 15 ? 2 + rnd(MAX_STRING - 1) : 1, "read");
@@ -487,7 +521,7 @@ int main(int argc, char **argv)
 	unsigned long operations, i;
 	int option, fd;
 
-	while ((option = getopt(argc, argv, "paw:b:rv:i:")) != -1) {
+	while ((option = getopt(argc, argv, "paqw:b:rv:i:")) != -1) {
 		if (option == 'w' && nr_writable < MAX_FUNCTIONS)
 			writable[nr_writable++] = address(optarg);
 		else if (option == 'b')
@@ -496,6 +530,8 @@ int main(int argc, char **argv)
 			by_ports = 1;
 		else if (option == 'a')
 			scans = 1;
+		else if (option == 'q')
+			wide = 1;
 		else if (option == 'r')
 			port_is_unused = 1;
 		else if (option == 'v')
@@ -506,7 +542,7 @@ int main(int argc, char **argv)
 			return 2;
 	}
 	if (argc - optind != 3)
-		errx(2, "usage: nm-fuzz [-p] [-a] [-w BDF]... [-b BDF] [-r] [-v BDF] [-i BDF] "
+		errx(2, "usage: nm-fuzz [-p] [-a] [-q] [-w BDF]... [-b BDF] [-r] [-v BDF] [-i BDF] "
 			"SEED OPERATIONS ECAM-BASE");
 	seed = number(argv[optind]) * 2 + 1;
 	operations = number(argv[optind + 1]);

@@ -36,6 +36,8 @@ import test_direct_p2p_noiommu as noiommu  # noqa: E402
 import test_intel as intel  # noqa: E402
 import test_pci_config_cache as selftests  # noqa: E402
 import test_pci_config_cache_guest as proofs  # noqa: E402
+import test_pci_config_live as live_host  # noqa: E402
+import test_pci_config_live_guest as live  # noqa: E402
 import test_pci_ecam_guest as ecam  # noqa: E402
 import test_pci_ecam_migration as ecam_migration  # noqa: E402
 import test_pmu_passthrough as pmu  # noqa: E402
@@ -183,6 +185,41 @@ ECAM_MUTANTS: dict[str, tuple[Callable[[ecam.Place], None], str]] = {
 ECAM_GUEST_MUTANTS = {"linux-ecam-hint-is-looked-at-for-ever": "looks at a hint"}
 """Mutants of the guest's kernel, and what the proof says: tests/testbed/test_pci_ecam_migration.py
 runs it without."""
+
+
+LIVE_MUTANTS: dict[str, tuple[Callable[[ecam.Place, Guest], object], str]] = {
+    "qemu-config-live-changes-go-unnoticed": (
+        lambda place, guest: live.every_function_is_bound(guest),
+        live.NOT_BOUND,
+    ),
+    "qemu-config-live-link-status-is-served": (live.only_link_status_exits, live.EXITS),
+    "qemu-config-live-mask-is-forgotten": (
+        lambda place, guest: live.bytes_are_those_of_qemu(guest),
+        live.DIFFERS,
+    ),
+    "qemu-config-live-renumbering-moves-nothing": (
+        lambda place, guest: live.sees_what_qemu_has(guest, RARE_OPERATIONS),
+        r"^seed \d+: ",
+    ),
+    "qemu-config-live-unplugged-function-stays": (
+        lambda place, guest: live.plugged_functions_come_and_go(guest),
+        f"{live.GONE}|{live.NOT_BOUND}|{live.DIFFERS}",
+    ),
+}
+"""Their proofs hold without a mutant: tests/testbed/test_pci_config_live_guest.py runs them."""
+
+
+LiveProof = Callable[[Settings, Cache, variants.Config, Host], None]
+LIVE_KERNEL_MUTANTS: dict[str, tuple[LiveProof, str]] = {
+    "linux-config-live-bindings-come-back": (live_host.vfio_selftest, "'removal'"),
+    "linux-config-live-ignores-the-mask": (live_host.vfio_selftest, "'mask'"),
+    "linux-config-live-keeps-devices-awake": (live_host.vfio_selftest, "'low_power'"),
+    "linux-config-live-reads-in-resets": (live_host.vfio_selftest, "'reset'"),
+    "linux-config-live-remembers-values": (live_host.vfio_selftest, "'follows_writes'"),
+    "linux-config-live-unbinds-without-waiting": (live_host.kvm_selftest, live_host.FAILED),
+    "linux-config-live-window-stays": (live_host.kvm_selftest, live_host.FAILED),
+}
+"""Proof, and what of it fails; without, they hold: tests/testbed/test_pci_config_live.py."""
 
 
 def config_cache_selftest(conf: Settings, cache: Cache, patch: Path, logs: Path) -> None:
@@ -364,6 +401,8 @@ def test_every_mutant_is_listed() -> None:
         *ECAM_MUTANTS,
         *ECAM_GUEST_MUTANTS,
         *ISOLATION_MUTANTS,
+        *LIVE_MUTANTS,
+        *LIVE_KERNEL_MUTANTS,
         *ERROR_MUTANTS,
         *PLACEMENT_MUTANTS,
         *PMU_MUTANTS,
@@ -391,6 +430,34 @@ def test_ecam_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, nam
     ):
         proof(place)
     print(f"{name}: {caught.value}")
+
+
+@pytest.mark.parametrize("name", sorted(LIVE_MUTANTS))
+def test_live_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, name: str) -> None:
+    on = mutated(live.on_config(conf), FOLDER / f"{name}.patch")
+    proof, said = LIVE_MUTANTS[name]
+    with (
+        live.place_for(conf, cache, on, tmp_path) as place,
+        live.booted(place, "mutant") as guest,
+        pytest.raises(AssertionError, match=said) as caught,
+    ):
+        proof(place, guest)
+    print(f"{name}: {str(caught.value)[:600]}")
+
+
+@pytest.mark.parametrize("name", sorted(LIVE_KERNEL_MUTANTS))
+def test_live_kernel_mutant_is_caught(
+    conf: Settings, cache: Cache, tmp_path: Path, name: str
+) -> None:
+    clean = live.on_config(conf)
+    on = mutated(clean, FOLDER / f"{name}.patch")
+    proof, said = LIVE_KERNEL_MUTANTS[name]
+    with (
+        selftests.patched(conf, cache, on, tmp_path) as host,
+        pytest.raises(AssertionError, match=said) as caught,
+    ):
+        proof(conf, cache, clean, host)
+    print(f"{name}: {str(caught.value)[:600]}")
 
 
 @pytest.mark.parametrize("name", sorted(ECAM_GUEST_MUTANTS))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import test_direct_p2p as isolation
 import test_pci_config_cache as selftests
+import test_pci_config_live as live
 
 from nearmetal.core.cache import Cache
 from nearmetal.core.settings import Settings
@@ -141,6 +142,16 @@ def test_selftest_of_the_config_cache(
 ) -> None:
     machine.host.load_kvm()
     selftests.selftest(conf, cache, off, machine.host, "x86/pci_config_cache_test", FEWER)
+
+
+def test_config_space_that_is_read_live(
+    conf: Settings, cache: Cache, off: variants.Config, machine: isolation.Place
+) -> None:
+    """Its selftests, and programs that are killed while their guests read a device."""
+    machine.host.load_kvm()
+    live.kvm_selftest(conf, cache, off, machine.host)
+    live.vfio_selftest(conf, cache, off, machine.host)
+    live.killed_while_reading(conf, cache, off, machine.host)
 
 
 def test_lockdep_was_on_to_the_end(machine: isolation.Place) -> None:

@@ -91,13 +91,13 @@ def patched_qemu(conf: Settings, cache: Cache) -> builds.Qemu:
     return builds.qemu(conf, cache, source, patches=switched_on(conf).qemu_patches)
 
 
-def start_qemu(machine: Host, qemu: builds.Qemu, value: str) -> Result:
-    """Start it with config-cache, and let it end at once; its status and what it said."""
+def start_qemu(machine: Host, qemu: builds.Qemu, value: str, name: str = "config-cache") -> Result:
+    """Start it with the property, and let it end at once; its status and what it said."""
     return machine.shell.run(
         "echo quit | "
         f"{machine.place(qemu.program)} -L {machine.place(qemu.firmware)} -accel kvm -M q35"
         " -nodefaults -no-user-config -display none -S -monitor stdio"
-        f" -global q35-pcihost.config-cache={value} 2>&1",
+        f" -global q35-pcihost.{name}={value} 2>&1",
         check=False,
         deadline_s=120,
     )
