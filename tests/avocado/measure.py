@@ -76,8 +76,15 @@ class Measure(Test):  # type: ignore[misc]
         report = json.loads(reports[0].read_text())
         bad = [one for one in report["checks"] if one["status"] in ("fail", "error")]
         if bad or status:
-            told = [f"{one['name']}: {one['reason'].splitlines()[0]}" for one in bad]
+            told = [f"{one['name']}: {_why(one)}" for one in bad]
             self.fail("; ".join(told) or f"the run ended with status {status}")
+
+
+def _why(check: dict[str, str]) -> str:
+    """What a check that failed saw, or why nothing could be seen."""
+    if check["status"] == "fail" and check["observed"]:
+        return check["observed"]
+    return (check["reason"].splitlines() or [check["status"]])[0]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

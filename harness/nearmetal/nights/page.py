@@ -118,7 +118,7 @@ def ran(job: Path, base: Path) -> list[Ran]:
             for path in sorted(folder.glob(pattern))
             if "latest" not in path.parts and path.is_relative_to(base)
         ]
-        seconds = float(one.get("time") or 0)
+        seconds = float(one.get("time_elapsed") or 0)
         plain = "" if reason in ("None", "<unknown>") else reason
         found.append(Ran(short, str(one["status"]), seconds, plain, tuple(links)))
     return found
