@@ -244,6 +244,21 @@ def test_a_night_in_which_nothing_ran_is_not_green() -> None:
     assert not page.Morning("n", (), (), (skipped,), ()).good
 
 
+def test_a_check_is_told_once() -> None:
+    one = recorded(4)
+    name = next(name for name, found in one.checks.items() if found.status == "pass")
+    checks = {**one.checks, name: dataclasses.replace(one.checks[name], status="fail")}
+    verdict = changes.judge(dataclasses.replace(one, checks=checks, verdict="fail"), [recorded(3)])
+    plain = name.split(" (")[0]
+    red = page.Ran("amd-lspci", "FAIL", 240.0, f"{plain}: 7 exits", ())
+    whole = page.Morning("n4", (verdict,), (), (red,), ())
+    assert f"RED, {name} failed" in whole.line()
+    assert " more)" not in whole.line()
+    other = dataclasses.replace(red, name="unit", reason="status 1: 2 failed")
+    whole = dataclasses.replace(whole, ran=(red, other))
+    assert "(and 1 more); 0 of 2 tests passed" in whole.line()
+
+
 def test_a_job_that_ended_early_is_red() -> None:
     ok = page.Ran("amd-lspci", "PASS", 240.0, "", ())
     whole = page.Morning("n", (), (), (ok,), ("the job of b ended before its time",))

@@ -86,9 +86,15 @@ class Morning:
             counts += f", {skipped} skipped"
         if self.good:
             return f"nearmetal night {self.name}: GREEN, {counts}"
-        red = [change.text for verdict in self.verdicts for change in verdict.red]
-        red += list(self.broken)
-        red += [f"{one.name}: {one.reason or one.status}" for one in self.ran if one.red]
+        changes = [change for verdict in self.verdicts for change in verdict.red]
+        red = [change.text for change in changes] + list(self.broken)
+        # a test that failed by a check is told as the check
+        told = {change.what.split(" (")[0] for change in changes if change.kind == "failed"}
+        red += [
+            f"{one.name}: {one.reason or one.status}"
+            for one in self.ran
+            if one.red and one.reason.split(":")[0] not in told
+        ]
         first = red[0].splitlines()[0] if red else "nothing ran"
         more = f" (and {len(red) - 1} more)" if len(red) > 1 else ""
         return f"nearmetal night {self.name}: RED, {first}{more}; {counts}"
