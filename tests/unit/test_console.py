@@ -5,13 +5,20 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from lib import fakes
 
+from nearmetal.core.cache import Cache
 from nearmetal.core.errors import MeasurementError
+from nearmetal.core.settings import Settings
+from nearmetal.machines import lab
 from nearmetal.machines.console import Console, find_splats
 from nearmetal.machines.host import count_iommu_faults, parse_facts, parse_kmsg
-from nearmetal.machines.lab import following
+from nearmetal.machines.inventory import Server
+from nearmetal.machines.lab import Lab, following
+from nearmetal.patches.variants import Config
 
 HEALTHY = """\
 [    0.000000] Linux version 7.3.4 (nearmetal@nearmetal) (gcc (Debian 12.2.0) 12.2.0)
@@ -178,3 +185,30 @@ def test_a_servers_console_is_followed_and_left(tmp_path: Path) -> None:
     assert "panic" in (tmp_path / "host-console.log").read_text()
     with following("gpu1", None, tmp_path) as console:
         assert console is None
+
+
+def test_a_server_that_went_is_named_with_its_console(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = fakes.piped("gpu1")
+    up = [True]
+    shell._client.is_active = lambda: up[0]  # type: ignore[attr-defined]
+    shell.close = lambda: None  # type: ignore[method-assign]
+    host = fakes.QuietHost(shell, fakes.FACTS, "/nowhere")
+    monkeypatch.setattr(lab, "reach", lambda *_, **__: host)
+    command = "echo the power fails; sleep 60"
+    server = Server("gpu1", fakes.HERE, console=command)
+    nothing = cast(Any, None)
+    settings = Settings(tmp_path, tmp_path, tmp_path)
+    made = Lab(settings, Cache(tmp_path).open(), nothing, None, {}, {}, (), False, server)
+    with made.host(Config("vanilla"), tmp_path) as found:
+        assert found.shell.watch
+        found.shell.watch()
+        end = time.monotonic() + 10
+        while "power" not in (tmp_path / "host-console.log").read_text():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        up[0] = False
+        with pytest.raises(MeasurementError, match="gpu1: the SSH connection is gone") as caught:
+            found.shell.watch()
+        assert "the power fails" in (caught.value.detail or "")

@@ -109,7 +109,9 @@ class Shell:
         """The connection below, for channels of other kinds."""
         transport = self._client.get_transport()
         if transport is None or not transport.is_active():
-            raise MeasurementError(f"{self.name}: the SSH connection is gone")
+            raise MeasurementError(
+                f"{self.name}: the SSH connection is gone", detail=self._last_words() or None
+            )
         return transport
 
     def run(self, command: str, *, deadline_s: float = 60.0, check: bool = True) -> Result:
