@@ -360,6 +360,8 @@ def found_place(host: Host, qmp: Path) -> Place:
     functions, ports, root_port = {}, {}, ""
     for line in host.shell.run(FIND).stdout.splitlines():
         serial, address, path = line.split()
+        if address in host.cascade.values():
+            continue
         functions[names.get(serial, serial)] = address
         *_, root_port, _, port, _ = path.split("/")
         ports[names.get(serial, serial)] = port

@@ -13,7 +13,6 @@ from config space, the routes from the emulator's counters, and errors from the 
 from __future__ import annotations
 
 import base64
-import re
 import time
 from collections.abc import Callable, Iterator
 from errno import EBADF, EBUSY, EINVAL, EPERM
@@ -40,7 +39,7 @@ from test_direct_p2p import (
 
 from nearmetal.core.cache import Cache
 from nearmetal.core.settings import Settings
-from nearmetal.machines.host import count_iommu_faults
+from nearmetal.machines.host import count_iommu_faults, reported_errors
 from nearmetal.probes import routes
 
 pytestmark = pytest.mark.testbed
@@ -87,15 +86,10 @@ def place(machine: Place) -> Iterator[Place]:
         yield machine
 
 
-def errors(lines: list[str]) -> list[str]:
-    """What a kernel says of reported errors (drivers/pci/pcie/aer.c, err.c)."""
-    return [line for line in lines if re.search(r"AER: |PCIe Bus Error|device recovery", line)]
-
-
 def no_error_since(place: Place, log: int) -> None:
     # the message is an interrupt, and a thread prints what it means
     time.sleep(0.5)
-    found = errors(list(place.host.kernel_log(log).lines))
+    found = reported_errors(place.host.kernel_log(log).lines)
     assert not found, f"{REPORTED}: {found[:3]}"
 
 

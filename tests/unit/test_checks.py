@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -595,6 +596,7 @@ def healthy() -> list[Measurement]:
         "p2p.host_ram_mib_s": 120,
         "p2p.corrupt_bytes": 0,
         "p2p.iommu_faults": 0,
+        "p2p.errors_reported": 0,
         "p2p.ram_corrupt_bytes": 0,
         "p2p.ram_bytes": 1 << 20,
     }
@@ -1143,17 +1145,21 @@ def test_each_default_check_can_fail(
 def direct() -> tuple[list[Measurement], Plan]:
     """A healthy run with the variant on of direct-p2p: two set-ups, and nothing but p2p."""
     rows = []
-    for setup, taken in (("iommufd", "redirected"), ("direct", "direct")):
+    for (setup, taken), topology in product(
+        (("iommufd", "redirected"), ("direct", "direct")), ("flat", "cascade")
+    ):
+        here = {"setup": setup, "topology": topology}
         values: dict[str, float] = {
             "p2p.corrupt_bytes": 0,
             "p2p.iommu_faults": 0,
+            "p2p.errors_reported": 0,
             **{f"p2p.bytes_{way}": 0 for way in ("direct", "redirected", "translated")},
             f"p2p.bytes_{taken}": 16 << 20,
         }
         places = ("below-window", "behind-window") if setup == "direct" else ("anywhere",)
-        found = [(name, value, {"setup": setup}) for name, value in values.items()]
+        found = [(name, value, here) for name, value in values.items()]
         for place in places:
-            where = {"setup": setup, "ram": place}
+            where = {**here, "ram": place}
             found += [("p2p.ram_bytes", 1 << 20, where), ("p2p.ram_corrupt_bytes", 0, where)]
         rows += [
             row(value, value, name=name, variant="on", series="direct-p2p", **context)
@@ -1174,7 +1180,7 @@ def test_peers_that_reach_each_other_directly_pass(defaults: tuple[Check, ...]) 
     results = {result.name: result.status for result in judge(defaults, rows, (), (), plan)}
     assert set(results.values()) == {"pass", "skip"}, results
     mine = {name: status for name, status in results.items() if name.startswith("direct-p2p.")}
-    assert len(mine) == 4
+    assert len(mine) == 6
     assert set(mine.values()) == {"pass"}
 
 
@@ -1186,6 +1192,9 @@ def test_peers_that_reach_each_other_directly_pass(defaults: tuple[Check, ...]) 
         ("all-bytes-direct", "p2p.bytes_translated", "direct", 1),
         ("data-intact", "p2p.corrupt_bytes", "direct", 1),
         ("data-intact", "p2p.iommu_faults", "direct", 1),
+        ("cascade-all-bytes-direct", "p2p.bytes_direct", "direct", (16 << 20) - 1),
+        ("no-errors-reported", "p2p.errors_reported", "direct", 1),
+        ("no-errors-reported", "p2p.errors_reported", "iommufd", 1),
         ("ram-intact-around-the-window", "p2p.ram_corrupt_bytes", "direct", 8),
         ("ram-intact-around-the-window", "p2p.ram_bytes", "direct", 0),
         ("without-it-all-bytes-are-redirected", "p2p.bytes_redirected", "iommufd", 1),
@@ -1206,6 +1215,31 @@ def test_peers_that_do_not_fail(
     ]
     results = {result.name: result.status for result in judge(defaults, spoilt, (), (), plan)}
     assert results[f"direct-p2p.{check}"] == "fail"
+
+
+@pytest.mark.parametrize("topology", ["flat", "cascade"])
+def test_one_topology_that_is_not_direct_is_enough_to_fail(
+    defaults: tuple[Check, ...], topology: str
+) -> None:
+    rows, plan = direct()
+    spoilt = [
+        dataclasses.replace(one, values=(0.0, *one.values[1:]))
+        if one.name == "p2p.bytes_direct"
+        and {"topology": topology, "setup": "direct"}.items() <= one.where.items()
+        else one
+        for one in rows
+    ]
+    results = {result.name: result.status for result in judge(defaults, spoilt, (), (), plan)}
+    assert results["direct-p2p.all-bytes-direct"] == "fail"
+    cascade = results["direct-p2p.cascade-all-bytes-direct"]
+    assert cascade == ("fail" if topology == "cascade" else "pass")
+
+
+def test_a_cascade_that_was_not_measured_is_an_error(defaults: tuple[Check, ...]) -> None:
+    rows, plan = direct()
+    left = [one for one in rows if one.where.get("topology") != "cascade"]
+    results = {result.name: result.status for result in judge(defaults, left, (), (), plan)}
+    assert results["direct-p2p.cascade-all-bytes-direct"] == "error"
 
 
 def test_a_direct_set_up_that_broke_is_an_error(defaults: tuple[Check, ...]) -> None:

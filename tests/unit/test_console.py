@@ -15,7 +15,7 @@ from nearmetal.core.errors import MeasurementError
 from nearmetal.core.settings import Settings
 from nearmetal.machines import lab
 from nearmetal.machines.console import Console, find_splats
-from nearmetal.machines.host import count_iommu_faults, parse_facts, parse_kmsg
+from nearmetal.machines.host import count_iommu_faults, parse_facts, parse_kmsg, reported_errors
 from nearmetal.machines.inventory import Server
 from nearmetal.machines.lab import Lab, following
 from nearmetal.patches.variants import Config
@@ -114,6 +114,18 @@ def test_iommu_faults_of_both_vendors() -> None:
 [   14.0] DMAR: Intel-IOMMU force enabled
 """
     assert count_iommu_faults(log.splitlines()) == 3
+
+
+def test_errors_that_a_kernel_reports() -> None:
+    log = """\
+[   11.0] pcieport 0000:00:04.0: AER: enabled with IRQ 25
+[   12.1] pcieport 0000:00:04.0: AER: Uncorrectable (Non-Fatal) error message received from 03:00.0
+[   12.1] nvme 0000:03:00.0: PCIe Bus Error: severity=Uncorrectable (Non-Fatal), type=Transaction
+[   12.1] nvme 0000:03:00.0:    [20] UnsupReq               (First)
+[   12.3] pcieport 0000:01:00.0: AER: device recovery failed
+[   13.0] nvme nvme0: 2/0/0 default/read/poll queues
+"""
+    assert len(reported_errors(log.splitlines())) == 3
 
 
 FACTS = """\

@@ -79,14 +79,58 @@ ALLOCATE = "/sys/devices/pci0000:00/0000:03:00.0/p2pmem/allocate"
 
 
 def test_disk_and_peer_whatever_their_numbers() -> None:
-    rows = [f"nvme0||{ALLOCATE}|0000:03:00.0", "nvme1|nvme1n1||0000:04:00.0"]
+    rows = [f"nvme0||{ALLOCATE}|0000:03:00.0|a", "nvme1|nvme1n1||0000:04:00.0|b"]
     for order in (rows, rows[::-1]):
         assert find("\n".join(order)) == ("/dev/nvme1n1", ALLOCATE)
+        assert find("\n".join(order), ("a", "b")) == ("/dev/nvme1n1", ALLOCATE)
+
+
+def test_a_pair_is_told_from_others_by_its_serials() -> None:
+    deep = ALLOCATE.replace(":03:", ":09:")
+    rows = [
+        f"nvme0||{deep}|0000:09:00.0|deep",
+        f"nvme1||{ALLOCATE}|0000:03:00.0|peer",
+        "nvme2|nvme2n1||0000:07:00.0|high",
+        "nvme3|nvme3n1||0000:04:00.0|disk",
+    ]
+    for order in (rows, rows[::-1]):
+        assert find("\n".join(order), ("peer", "disk")) == ("/dev/nvme3n1", ALLOCATE)
+        assert find("\n".join(order), ("deep", "high")) == ("/dev/nvme2n1", deep)
+    with pytest.raises(MeasurementError, match="no NVMe disk beside"):
+        find("\n".join(rows), ("disk", "peer"))
+
+
+class Answers:
+    """A login on a host that has these links in /sys/bus/pci/devices."""
+
+    def __init__(self, *links: str) -> None:
+        self.stdout = "".join(f"{link}\n" for link in links)
+
+    def run(self, command: str) -> "Answers":
+        return self
+
+
+@pytest.mark.parametrize(
+    ("peer", "disk", "ports"),
+    [
+        ("02:00.0/0000:03:00.0", "02:01.0/0000:04:00.0", ("02:00.0", "02:01.0")),
+        (
+            "02:01.0/0000:04:00.0/0000:05:00.0/0000:06:00.0",
+            "02:00.0/0000:03:00.0",
+            ("02:01.0", "02:00.0"),
+        ),
+    ],
+)
+def test_the_ports_at_which_the_ways_part(peer: str, disk: str, ports: tuple[str, str]) -> None:
+    above = "/sys/devices/pci0000:00/0000:00:04.0/0000:01:00.0/0000:"
+    shell: Any = Answers(above + peer, above + disk)
+    pair = p2p.Pair("flat", "0000:03:00.0", "0000:04:00.0")
+    assert p2p.parting(shell, pair) == tuple(f"0000:{port}" for port in ports)
 
 
 def test_a_device_s_own_memory_is_no_peer() -> None:
     with pytest.raises(MeasurementError, match="no NVMe disk beside"):
-        find(f"nvme0|nvme0n1|{ALLOCATE}|0000:03:00.0")
+        find(f"nvme0|nvme0n1|{ALLOCATE}|0000:03:00.0|a")
 
 
 PORTS = """\

@@ -35,6 +35,10 @@ class Equipment:
 
     p2p: Mapping[str, str] = field(default_factory=dict)
     """PCI addresses for the p2p test: ``peer`` (with a controller memory buffer), ``disk``."""
+    cascade: Mapping[str, str] = field(default_factory=dict)
+    """The same for a second pair, of which the peer is one switch deeper than the disk; or none."""
+    serials: Mapping[str, str] = field(default_factory=dict)
+    """Serial numbers of both pairs' functions by PCI address; a guest sees the same."""
     assign: tuple[str, ...] = ()
     """PCI addresses of further functions for the guest."""
     functions: Mapping[str, str] = field(default_factory=dict)

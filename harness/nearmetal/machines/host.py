@@ -103,6 +103,11 @@ class Host:
         return self.equipment.p2p
 
     @property
+    def cascade(self) -> Mapping[str, str]:
+        """The same for a pair whose peer is one switch deeper; empty where the host has none."""
+        return self.equipment.cascade
+
+    @property
     def functions(self) -> Mapping[str, str]:
         """PCI addresses of functions that have a driver of their own for guests, by name."""
         return self.equipment.functions
@@ -371,6 +376,12 @@ def count_iommu_faults(lines: Iterable[str]) -> int:
     return sum(
         1 for line in lines if ("DMAR:" in line and "[DMA " in line) or "IO_PAGE_FAULT" in line
     )
+
+
+def reported_errors(lines: Iterable[str]) -> list[str]:
+    """What a kernel's log says of reported PCIe errors (drivers/pci/pcie/aer.c, err.c)."""
+    said = re.compile(r"AER: (?!enabled with IRQ)|PCIe Bus Error|device recovery")
+    return [line for line in lines if said.search(line)]
 
 
 def _modprobe(module: str, values: Mapping[str, str]) -> str:

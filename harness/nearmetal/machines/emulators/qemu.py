@@ -2,9 +2,11 @@
 """The ``amd`` testbed: QEMU's TCG emulates a host with SVM, PCIe and an IOMMU; KVM runs in it.
 
 The host has an x3130 switch with two NVMe functions below it: ``peer`` with a controller
-memory buffer and ``disk``, the initiator. The switch routes their DMA by the PCIe rules and
-counts it (testbed series pcie-acs-routing). The IOMMU is VT-d, also beside an AMD CPU: it is the
-one that QEMU emulates well enough for vfio-pci. 9p shows the host the cache's store.
+memory buffer and ``disk``, the initiator. Below another root port is a cascade as on DGX A100: an
+initiator below one switch, and a target below a second one, which is below the first. The switches
+route DMA by the PCIe rules and count it (testbed series pcie-acs-routing). The IOMMU is VT-d, also
+beside an AMD CPU: it is the one that QEMU emulates well enough for vfio-pci. 9p shows the host the
+cache's store.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ MEMORY_CONTROLLER = (0x8086, 0x3451)
 """Vendor and device of the function with Ice Lake-SP's memory controllers (SNR_MC_DEVICE_ID)."""
 PEER_SERIAL = "nmpeer"
 DISK_SERIAL = "nmdisk"
+DEEP_PEER_SERIAL = "nmdeeppeer"
+HIGH_DISK_SERIAL = "nmhighdisk"
 CMDLINE = (
     "console=ttyS0 panic=-1 oops=panic mitigations=off nokaslr tsc=reliable no_timer_check "
     "intel_iommu={iommu} iommu=nopt quiet loglevel=5"
@@ -42,6 +46,17 @@ MEMORY_CONTROLLERS = (
 )
 """Functions of Ice Lake-SP (testbed series icx-imc); they need no CPU that has them."""
 _DOWNSTREAM = "xio3130-downstream,bus=up0,acs=on"
+CASCADE = (
+    *("-device", "pcie-root-port,id=rpc,chassis=20,slot=20"),
+    *("-device", "x3130-upstream,id=outer,bus=rpc,p2p-routing=on"),
+    *("-device", "xio3130-downstream,bus=outer,acs=on,id=outer0,port=1,chassis=21,slot=21"),
+    *("-device", "xio3130-downstream,bus=outer,acs=on,id=outer1,port=2,chassis=22,slot=22"),
+    *("-device", "x3130-upstream,id=inner,bus=outer1,p2p-routing=on"),
+    *("-device", "xio3130-downstream,bus=inner,acs=on,id=inner0,port=1,chassis=23,slot=23"),
+    *("-device", f"nvme,serial={DEEP_PEER_SERIAL},cmb_size_mb=64,pcie-aer=on,bus=inner0"),
+    *("-device", f"nvme,serial={HIGH_DISK_SERIAL},drive=high,pcie-aer=on,bus=outer0"),
+)
+"""Its functions have AER: what one of them reports is in the host's log."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +88,12 @@ class Parts:
     def look(self, host: Host) -> Equipment:
         """What it has, with the addresses of its functions."""
         found = find_function(host.shell, *MEMORY_CONTROLLER)
+        pairs = find_p2p(host)
         return dataclasses.replace(
             self.equipment,
-            p2p=find_p2p(host),
+            p2p=pairs["p2p"],
+            cascade=pairs["cascade"],
+            serials=pairs["serials"],
             functions={} if found is None else {"imc": found},
         )
 
@@ -132,30 +150,43 @@ def command_line(
         # right by accident otherwise, or lie in a hole of the switch's window
         *("-object", "memory-backend-ram,id=shift,size=1G,share=on"),
         *("-device", "ivshmem-plain,memdev=shift"),
+        *("-drive", f"file={scratch}/high.raw,if=none,id=high,format=raw,cache=unsafe"),
+        *CASCADE,
         *plugin,
         *parts.extra,
     ]
 
 
-def find_p2p(host: Host) -> dict[str, str]:
-    """The testbed's two NVMe functions, by serial (their numbers change from boot to boot)."""
+def find_p2p(host: Host) -> dict[str, dict[str, str]]:
+    """The two pairs of NVMe functions, by serial (their numbers change from boot to boot).
+
+    The keys are those of ``Equipment``: ``p2p``, ``cascade`` and ``serials``.
+    """
     listing = host.shell.run(
         'for c in /sys/class/nvme/nvme*; do [ -e "$c" ] && '
         'echo "$(cat $c/serial) $(basename $(readlink -f $c/device))"; done',
         check=False,
     ).stdout
-    names = {PEER_SERIAL: "peer", DISK_SERIAL: "disk"}
-    found = {}
+    names = {
+        PEER_SERIAL: ("p2p", "peer"),
+        DISK_SERIAL: ("p2p", "disk"),
+        DEEP_PEER_SERIAL: ("cascade", "peer"),
+        HIGH_DISK_SERIAL: ("cascade", "disk"),
+    }
+    found: dict[str, dict[str, str]] = {"p2p": {}, "cascade": {}}
+    serials: dict[str, str] = {}
     for line in listing.splitlines():
         serial, _, address = line.strip().partition(" ")
         if serial in names:
-            found[names[serial]] = address.strip()
-    if len(found) != 2:
+            pair, name = names[serial]
+            found[pair][name] = address.strip()
+            serials[address.strip()] = serial
+    if any(len(pair) != 2 for pair in found.values()):
         raise MeasurementError(
-            "the emulated host does not show its two NVMe functions",
+            "the emulated host does not show its four NVMe functions",
             detail=listing or "no NVMe controller at all",
         )
-    return found
+    return {**found, "serials": serials}
 
 
 @contextmanager
@@ -164,8 +195,9 @@ def power_on(
 ) -> Iterator[Testbed]:
     """Start the emulator; it is killed when the context ends or the harness dies."""
     scratch.mkdir(parents=True, exist_ok=True)
-    with (scratch / "disk.raw").open("wb") as stream:
-        stream.truncate(128 << 20)
+    for name in ("disk.raw", "high.raw"):
+        with (scratch / name).open("wb") as stream:
+            stream.truncate(128 << 20)
     console.unlink(missing_ok=True)
     port = free_port()
     counts = console.with_name("instructions.log")

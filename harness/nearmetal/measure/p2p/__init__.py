@@ -5,6 +5,11 @@ Stock p2pdma. Broken peer-to-peer is silent: success means that every byte was c
 ways, and that the host's IOMMU logged no fault. In the testbed the switch also counts which
 way the bytes went.
 
+The testbed has two pairs of functions, told apart by ``context.topology``: ``flat``, both below one
+switch, and ``cascade``, the target one switch deeper than the initiator, as on DGX A100. The second
+is measured in the set-ups ``iommufd`` and ``direct``, in the same guest; while bytes of the one
+pair move, the other's functions are idle, so that the switches' counters are the one's.
+
 Set-ups (``context.setup``): ``iommu`` is a guest with both functions assigned by the type1
 container, behind IOMMU and ACS redirection. In the testbed two more are measured on ``vanilla``,
 each on a host of its own: ``bare``, the host itself without IOMMU, and ``ats``, a guest whose
@@ -20,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +34,15 @@ from ...core.errors import MeasurementError
 from ...core.model import Measurement
 from ...machines.equipment import ARRANGED, PCIE, ROUTES, Equipment
 from ...machines.guest import Guest, GuestParts
-from ...machines.host import Host, count_iommu_faults
+from ...machines.host import Host, count_iommu_faults, reported_errors
+from ...machines.shell import Shell
 from ...pci.layout import Layout, Range, around, windows
 from ...probes import routes, topology, ways
 from ..api import Better, Keys, Metric, Setup, Test, Unit
 from ..bench import Bench, Row
 
-RUNS = 3
+RUNS = {"flat": 3, "cascade": 1}
+"""Timed transfers by topology; one more of each is not timed. A cascade is for its routes."""
 BYTES = 8 << 20
 BLOCK = 256 << 10
 _DEADLINE_S = 300.0
@@ -46,16 +53,23 @@ for c in /sys/class/nvme/nvme*; do
   d=$(readlink -f "$c/device")
   n=$(ls -d "$c"/nvme*n* "/sys/block/$(basename "$c")"n* 2>/dev/null | head -n 1)
   p=; [ -e "$d/p2pmem/allocate" ] && p="$d/p2pmem/allocate"
-  echo "$(basename "$c")|$(basename "${n:-}")|$p|$(basename "$d")"
+  s=$(cat "$c/serial" 2>/dev/null)
+  echo "$(basename "$c")|$(basename "${n:-}")|$p|$(basename "$d")|${s%% *}"
 done
 """
 
 
-def find(listing: str) -> tuple[str, str]:
-    """The disk to use and the peer's ``allocate`` file, never of the same function."""
-    rows = [line.split("|") for line in listing.strip().splitlines() if line.count("|") == 3]
-    for _, _, allocate, peer in rows:
-        for _, disk, _, address in rows:
+def find(listing: str, serials: Sequence[str] = ()) -> tuple[str, str]:
+    """The disk to use and the peer's ``allocate`` file, never of the same function.
+
+    ``serials`` are those of the peer and of the disk, where there may be others.
+    """
+    rows = [line.split("|") for line in listing.strip().splitlines() if line.count("|") == 4]
+    wanted = tuple(serials) or (None, None)
+    for _, _, allocate, peer, of_peer in rows:
+        for _, disk, _, address, of_disk in rows:
+            if wanted != (None, None) and wanted != (of_peer, of_disk):
+                continue
             if allocate and disk and address != peer:
                 return f"/dev/{disk}", allocate
     raise MeasurementError(
@@ -91,7 +105,10 @@ IOMMU = Way("iommu", REDIRECT | routes.DT, REDIRECT)
 ATS = Way("ats", REDIRECT | routes.DT, REDIRECT | routes.DT)
 IOMMUFD = Way("iommufd", REDIRECT | routes.DT, REDIRECT)
 DIRECT = Way("direct", REDIRECT | routes.DT, 0, direct=True)
+BOTH = (IOMMUFD, DIRECT)
+"""Ways that the bytes of all pairs of the host are moved by."""
 WAYS = {way.name: way for way in (BARE, IOMMU, ATS, IOMMUFD, DIRECT)}
+FLAT, CASCADE = "flat", "cascade"
 ANYWHERE: Mapping[str, Range] = {"anywhere": Range(0, (1 << 52) - 1)}
 """Where RAM is moved from and to beside the peer's: x86 has 52 address bits at most."""
 ATS_CONTROL = routes.SV | routes.RR | routes.CR | routes.UF | routes.DT
@@ -123,11 +140,49 @@ In front of that port are /sys/devices, the root bus and the root port.
 """
 
 
-def layout(host: Host) -> Layout:
-    """RAM of a guest around the windows of the highest switch that the peer is below."""
-    device = f"/sys/bus/pci/devices/{host.assigned[0]}"
-    text = host.shell.run(f"cat {OUTERMOST % shlex.quote(device)}").stdout
-    return around(windows(text), host.equipment.guest_memory_mib)
+@dataclass(frozen=True)
+class Pair:
+    """Two functions of the host: ``disk`` moves bytes to and from the memory of ``peer``."""
+
+    topology: str
+    peer: str
+    disk: str
+    serials: tuple[str, ...] = ()
+    """Of the peer and of the disk, where the host has other pairs."""
+
+
+def pairs(host: Host) -> tuple[Pair, ...]:
+    """All that the host has, the flat one first."""
+    found = []
+    for topology_, names in ((FLAT, host.p2p), (CASCADE, host.cascade)):
+        if "peer" in names and "disk" in names:
+            both = (names["peer"], names["disk"])
+            serials = host.equipment.serials
+            known = tuple(serials[one] for one in both if one in serials)
+            found.append(Pair(topology_, *both, known if len(known) == 2 else ()))
+    return tuple(found)
+
+
+def parting(shell: Shell, pair: Pair) -> tuple[str, ...]:
+    """The downstream ports of the host at which the ways to the two functions part.
+
+    They are those whose redirection decides about requests between the two: a switch that is
+    above the one, and below the other's, passes on what it is given.
+    """
+    device = "/sys/bus/pci/devices"
+    text = shell.run(f"readlink -f {device}/{pair.peer} {device}/{pair.disk}").stdout
+    peer, disk = (line.split("/") for line in text.split())
+    return next((one, other) for one, other in zip(peer, disk, strict=False) if one != other)
+
+
+def layout(host: Host, every: Sequence[Pair] = ()) -> Layout:
+    """RAM of a guest around the windows of the highest switches above pairs (the flat one)."""
+    found: list[Range] = []
+    for pair in every or pairs(host)[:1]:
+        device = f"/sys/bus/pci/devices/{pair.peer}"
+        text = host.shell.run(f"cat {OUTERMOST % shlex.quote(device)}").stdout
+        found += windows(text)
+    return around(found, host.equipment.guest_memory_mib)
 
 
 def check_redirected(ports: routes.Ports) -> None:
@@ -161,12 +216,17 @@ def measure(bench: Bench) -> list[Measurement]:
     way = WAYS[bench.setup.name or IOMMU.name]
     if way is ATS:
         routes.set_acs(host.shell, routes.read(host.shell), ATS_CONTROL)
+    every = pairs(host) if way in BOTH else pairs(host)[:1]
     ranges = ANYWHERE
     if way.direct:
-        around_it = layout(host)
+        around_it = layout(host, every)
         ranges = {"below-window": around_it.below, "behind-window": around_it.behind}
     where = host if bench.setup.bare else bench.guest
-    return transfers(host, where, way, bench.row, bench.logs, bench.label, ranges)
+    return [
+        row
+        for pair in every
+        for row in transfers(host, where, way, bench.row, bench.logs, bench.label, ranges, pair)
+    ]
 
 
 def transfers(
@@ -177,18 +237,26 @@ def transfers(
     logs: Path,
     label: str,
     ranges: Mapping[str, Range] = ANYWHERE,
+    pair: Pair | None = None,
 ) -> list[Measurement]:
     """The rows of bytes that take one way; they move in ``where``, the switch is the host's.
 
-    ``ranges`` are where RAM is moved beside the peer's bytes, by names for the report.
+    ``ranges`` are where RAM is moved beside the peer's bytes, by names for the report; ``pair``
+    are the functions, those of the flat one by themselves.
     """
-    disk, allocate = find(where.shell.run(FIND).stdout)
-    context = {"block": str(BLOCK), **_acs(host, way), **_bars(host, where, way, allocate)}
+    pair = pair or pairs(host)[0]
+    disk, allocate = find(where.shell.run(FIND).stdout, pair.serials)
+    context = {
+        "block": str(BLOCK),
+        **_acs(host, way, pair),
+        **_bars(host, where, way, allocate, pair),
+    }
     before = host.kernel_log().last
     moved = _Moved()
-    for number in range(RUNS + 1):
+    runs = RUNS[pair.topology]
+    for number in range(runs + 1):
         words = ["nm-p2p", disk, allocate, str(BYTES), str(BLOCK), str(1000 + number)]
-        last = number == RUNS
+        last = number == runs
         if last:
             words += map(str, ranges.values())
         counted = routes.read(host.shell).total if host.can(ROUTES) else routes.NOTHING
@@ -200,30 +268,39 @@ def transfers(
         if last:
             moved.beside = beside(moved.lines, ranges)
     kept = {"transfers": moved.lines, "routes": [repr(one) for one in moved.ways]}
-    (logs / f"{label}-p2p.json").write_text(json.dumps(kept, indent=1))
-    faults = count_iommu_faults(host.kernel_log(before).lines)
-    return moved.rows(row, context, faults)
+    (logs / f"{label}-p2p-{pair.topology}.json").write_text(json.dumps(kept, indent=1))
+    said = host.kernel_log(before).lines
+    return moved.rows(row, context, count_iommu_faults(said), len(reported_errors(said)))
 
 
-def _acs(host: Host, way: Way) -> dict[str, str]:
-    """ACS Control of the ports, where it can be seen; MeasurementError if it is not the way's."""
+def _acs(host: Host, way: Way, pair: Pair) -> dict[str, str]:
+    """Topology, and ACS Control of the ports that decide about requests between the two.
+
+    Only where it can be seen. MeasurementError if a port's is not the way's: where peers reach
+    each other directly, all ports redirect but those at which the ways to a pair part.
+    """
     if not host.can(ROUTES):
-        functions = [address for address in (host.p2p.get("peer"), host.p2p.get("disk")) if address]
-        if not host.can(PCIE) or len(functions) < 2:
+        if not host.can(PCIE):
             return {}
-        state = ways.state(topology.survey(host.shell), functions)
+        state = ways.state(topology.survey(host.shell), [pair.peer, pair.disk])
         return {key: state[key] for key in ("acs", "route")}
     ports = routes.read(host.shell)
+    mine = parting(host.shell, pair)
+    others = {port for one in pairs(host) if one != pair for port in parting(host.shell, one)}
     for address, control in ports.acs.items():
-        if control & way.mask != way.expect:
+        mask, expect = way.mask, way.expect
+        if way.direct and address not in mine:
+            mask, expect = (0, 0) if address in others else (REDIRECT, REDIRECT)
+        if control & mask != expect:
             raise MeasurementError(
                 f"ACS Control of {address} is {routes.names(control)}, and the set-up"
-                f" '{way.name}' needs {routes.names(way.expect)}"
+                f" '{way.name}' needs {routes.names(expect)}"
             )
-    return {"acs": "/".join(sorted({routes.names(value) for value in ports.acs.values()}))}
+    names = {routes.names(ports.acs[address]) for address in mine}
+    return {"acs": "/".join(sorted(names)), "topology": pair.topology}
 
 
-def _bars(host: Host, where: Guest | Host, way: Way, allocate: str) -> dict[str, str]:
+def _bars(host: Host, where: Guest | Host, way: Way, allocate: str, pair: Pair) -> dict[str, str]:
     """Whether the peer's memory has the host's address in the guest, as the way wants it or not.
 
     Raises MeasurementError otherwise: with the same address by chance, peer-to-peer would come out
@@ -233,7 +310,7 @@ def _bars(host: Host, where: Guest | Host, way: Way, allocate: str) -> dict[str,
         return {}
     peer = allocate.split("/")[-3]
     there = peer_memory(where.shell.run(_MEMORY_BARS % peer).stdout)
-    here = peer_memory(host.shell.run(_MEMORY_BARS % host.p2p["peer"]).stdout)
+    here = peer_memory(host.shell.run(_MEMORY_BARS % pair.peer).stdout)
     if way.direct and there != here:
         raise MeasurementError(
             f"the peer's memory is at {there:#x} in the guest and at {here:#x} on the host"
@@ -275,7 +352,9 @@ class _Moved:
                     f"{line['corrupt']} bytes differ with ordinary memory: the disk is broken"
                 )
 
-    def rows(self, row: Row, context: Mapping[str, str], faults: int) -> list[Measurement]:
+    def rows(
+        self, row: Row, context: Mapping[str, str], faults: int, errors: int
+    ) -> list[Measurement]:
         """All rows."""
         found = [
             row("p2p.read_mib_s", self.speeds["read", "peer"], **context),
@@ -286,6 +365,7 @@ class _Moved:
             found.append(row("p2p.host_ram_mib_s", speeds, direction=way, **context))
             found.append(row("p2p.corrupt_bytes", self.corrupt[way], direction=way, **context))
         found.append(row("p2p.iommu_faults", [faults], **context))
+        found.append(row("p2p.errors_reported", [errors], **context))
         for place, (size, wrong) in self.beside.items():
             found.append(row("p2p.ram_bytes", [size], ram=place, **context))
             found.append(row("p2p.ram_corrupt_bytes", [wrong], ram=place, **context))
@@ -301,11 +381,20 @@ def beside_windows(host: Host, parts: GuestParts) -> GuestParts:
 
     Raises MeasurementError where the switch does not redirect before it has that guest.
     """
-    found = layout(host)
+    found = layout(host, pairs(host))
     check_ports(host)
     return dataclasses.replace(
-        parts, memory_mib=found.memory_mib, machine=found.machine(), host_addresses=True
+        with_all_pairs(host, parts),
+        memory_mib=found.memory_mib,
+        machine=found.machine(),
+        host_addresses=True,
     )
+
+
+def with_all_pairs(host: Host, parts: GuestParts) -> GuestParts:
+    """A guest with the cascade's functions, too, where the host has one."""
+    more = tuple(one for pair in pairs(host) for one in (pair.peer, pair.disk))
+    return dataclasses.replace(parts, assigned=tuple(dict.fromkeys((*parts.assigned, *more))))
 
 
 def check_ports(host: Host) -> None:
@@ -322,7 +411,7 @@ def lacks(equipment: Equipment, unit: Unit) -> str | None:
 
 
 PLAIN = Setup(IOMMU.name)
-IN_IOMMUFD = Setup(IOMMUFD.name, iommufd=True, control=True)
+IN_IOMMUFD = Setup(IOMMUFD.name, iommufd=True, control=True, shape=with_all_pairs)
 IN_DIRECT = Setup(DIRECT.name, iommufd=True, shape=beside_windows, after=check_ports)
 SETUPS = (
     Setup(BARE.name, variants=("vanilla",), needs=(ARRANGED,), iommu=False, bare=True),
@@ -336,6 +425,7 @@ _CONTEXT: Keys = {
     "acs": ".*",
     "bars": ("moved", "as-on-host"),
     "route": ".*",
+    "topology": (FLAT, CASCADE),
 }
 _DIRECTION: Keys = {**_CONTEXT, "direction": ("read", "write")}
 _RAM: Keys = {**_CONTEXT, "ram": ("anywhere", "below-window", "behind-window", "in-window")}
@@ -389,6 +479,7 @@ METRICS = (
         needs=(ROUTES,),
     ),
     _metric("p2p.iommu_faults", "faults", "DMA faults that the host's IOMMU logged"),
+    _metric("p2p.errors_reported", "messages", "messages of the host's kernel on reported errors"),
 )
 
 TEST = Test(
