@@ -276,6 +276,7 @@ KERNEL_MUTANTS: dict[str, Callable[[Settings, Cache, Path, Path], None]] = {
     "linux-pmu-fastpath-loses-instructions": pmu_selftest,
     "linux-pmu-fastpath-loses-overflow": fastpath_selftest,
     "linux-pmu-guest-only-is-dropped": pmu_selftest,
+    "linux-pmu-l2-has-another-global-ctrl": intel_fastpath_selftest,
     "linux-pmu-passthrough-despite-filter": intel_selftest,
     "linux-pmu-selectors-are-read-only-on-put": intel_selftest,
     "linux-pmu-slots-counter-is-half-enabled": intel_selftest,
