@@ -72,8 +72,9 @@ STAGES = (
     Stage("selftests", f"{PYTEST} -v tests/testbed/test_kernel_selftests.py", 180 * MINUTES),
     Stage(
         "random-programs",
-        f"{PYTEST} -v -s tests/testbed/test_pci_config_cache_guest.py",
-        180 * MINUTES,
+        f"{PYTEST} -v -s tests/testbed/test_pci_config_cache_guest.py"
+        " tests/testbed/test_pci_config_live_guest.py",
+        360 * MINUTES,
         environment="NEARMETAL_FUZZ_OPERATIONS=100000",
     ),
     Stage("mutants", f"{PYTEST} -v tests/mutants -m nightly", 360 * MINUTES),
