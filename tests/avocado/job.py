@@ -78,6 +78,7 @@ STAGES = (
         environment="NEARMETAL_FUZZ_OPERATIONS=100000",
     ),
     Stage("mutants", f"{PYTEST} -v tests/mutants -m nightly", 360 * MINUTES),
+    Stage("planted", f"{PYTEST} -v tests/planted -m nightly", 180 * MINUTES),
     Stage(
         "testbed",
         f"{PYTEST} -v tests/testbed -m nightly --durations=10"
