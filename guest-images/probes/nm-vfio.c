@@ -7,7 +7,8 @@
  * or that of the system call that failed. Begins with {"pid": ...}; ends, and
  * closes all, with its input.
  *
- *	open BDF [TOKEN]	bind to this process' iommufd context: "id"; VFs need the
+ *	open BDF [TOKEN]	bind to this process' iommufd context: "id"; BDF may be the
+ *				name of a device on the auxiliary bus; VFs need the
  *				token of their PF (a number, repeated)
  *	token BDF TOKEN		of the PF's user
  *	close BDF
@@ -178,6 +179,10 @@ static int cdev(const char *bdf)
 
 	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev", bdf);
 	dir = opendir(path);
+	if (!dir) {
+		snprintf(path, sizeof(path), "/sys/bus/auxiliary/devices/%s/vfio-dev", bdf);
+		dir = opendir(path);
+	}
 	if (!dir)
 		return -1;
 	errno = ENODEV;

@@ -14,6 +14,7 @@ import pytest
 
 from nearmetal.core import settings
 from nearmetal.core.cache import Cache
+from nearmetal.core.errors import MeasurementError
 from nearmetal.core.model import Subject
 from nearmetal.core.settings import Settings
 from nearmetal.machines.guest import Guest, running_guest
@@ -41,6 +42,8 @@ import test_pci_config_live_guest as live  # noqa: E402
 import test_pci_ecam_guest as ecam  # noqa: E402
 import test_pci_ecam_migration as ecam_migration  # noqa: E402
 import test_pmu_passthrough as pmu  # noqa: E402
+import test_uncore_pmu as uncore  # noqa: E402
+import test_uncore_pmu_host as uncore_host  # noqa: E402
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 
@@ -388,6 +391,15 @@ PLACEMENT_MUTANTS: dict[str, tuple[Callable[[placement.Place], None], str, tuple
 test_direct_p2p_cascade.py."""
 
 
+UNCORE_MUTANTS: dict[str, str] = {
+    "linux-uncore-pmu-registers-for-ras-are-read": "imc.ras_registers_read",
+    "linux-uncore-pmu-overflows-interrupt": "imc.overflows_enabled",
+    "linux-uncore-pmu-close-resets-nothing": "the guest has left",
+    "linux-uncore-pmu-perf-is-let-in": uncore_host.PERF_COUNTS,
+}
+"""What the proof says of it."""
+
+
 def mutated(config: variants.Config, patch: Path) -> variants.Config:
     """The variant with a mutant on top of the product series of its tree."""
     if patch.name.startswith("qemu-"):
@@ -408,6 +420,7 @@ def test_every_mutant_is_listed() -> None:
         *PLACEMENT_MUTANTS,
         *PMU_MUTANTS,
         *NOIOMMU_MUTANTS,
+        *UNCORE_MUTANTS,
     }
     assert {path.stem for path in FOLDER.glob("*.patch")} == names
 
@@ -529,6 +542,19 @@ def test_pmu_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, name
     proof, says = PMU_MUTANTS[name]
     with pytest.raises(AssertionError, match=re.escape(says)) as caught:
         proof(conf, cache, FOLDER / f"{name}.patch", tmp_path)
+    print(f"{name}: {str(caught.value)[:600]}")
+
+
+@pytest.mark.parametrize("name", sorted(UNCORE_MUTANTS))
+def test_uncore_mutant_is_caught(conf: Settings, cache: Cache, tmp_path: Path, name: str) -> None:
+    off = mutated(pmu.patched_config(conf, uncore.NEEDED), FOLDER / f"{name}.patch")
+    says = UNCORE_MUTANTS[name]
+    with pytest.raises((AssertionError, MeasurementError), match=re.escape(says)) as caught:
+        if says == uncore_host.PERF_COUNTS:
+            uncore_host.perf_and_a_user(conf, cache, off, tmp_path)
+        else:
+            with uncore.place_for(conf, cache, off, tmp_path) as place:
+                uncore.the_guest_counts(place, "trap")
     print(f"{name}: {str(caught.value)[:600]}")
 
 

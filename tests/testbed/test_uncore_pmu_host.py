@@ -14,12 +14,18 @@ from pathlib import Path
 import pytest
 import test_direct_p2p as isolation
 from test_pmu_passthrough import patched_config
-from test_uncore_pmu import MODULE, NEEDED
+from test_uncore_pmu import NEEDED
 
 from nearmetal.core.cache import Cache
 from nearmetal.core.settings import Settings
-from nearmetal.machines.emulators import qemu as testbed
 from nearmetal.machines.lab import Lab
+from nearmetal.measure import imc
+from nearmetal.patches import variants
+
+COUNTS = "perf stat -x, -a -e"
+IMC = "uncore_imc_0/event=0x04,umask=0x30/"
+PERF_COUNTS = "perf counts while another has the counters"
+FREE = "uncore_imc_free_running_0/event=0xff,umask=0x20/"
 
 pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 
@@ -27,36 +33,43 @@ pytestmark = [pytest.mark.testbed, pytest.mark.nightly]
 def test_the_hosts_perf_and_a_user_exclude_each_other(
     conf: Settings, cache: Cache, tmp_path: Path
 ) -> None:
-    config = patched_config(conf, NEEDED)
+    perf_and_a_user(conf, cache, patched_config(conf, NEEDED), tmp_path)
+
+
+def perf_and_a_user(conf: Settings, cache: Cache, config: variants.Config, tmp_path: Path) -> None:
+    """Each is refused while the other is there, and perf keeps the free-running counters."""
     made = Lab.build(conf, cache, [config])
-    extra = (*testbed.MEMORY_CONTROLLERS, "-cpu", "Icelake-Server-v4,-hypervisor")
-    counts = "perf stat -x, -a -e uncore_imc_0/event=0x04,umask=0x30/ sleep"
+    extra = ("-cpu", "Icelake-Server-v4,-hypervisor")
     with (
         cache.lock("testbed"),
         made.host(config, tmp_path, extra=extra) as host,
-        host.vfio([], {"imc": MODULE}),
+        host.vfio([], {"imc": imc.DRIVER}),
     ):
-        function = host.functions["imc"]
+        device = host.auxiliary("imc").rpartition("/")[2]
 
-        def is_counted() -> bool:
-            done = host.shell.run(f"{counts} 0.1 2>&1", check=False)
+        def is_counted(event: str = IMC) -> bool:
+            done = host.shell.run(f"{COUNTS} {event} sleep 0.1 2>&1", check=False)
             print(done.stdout)
-            return done.status == 0 and ",,uncore_imc_0/" in done.stdout and "<" not in done.stdout
+            return done.status == 0 and f",,{event}" in done.stdout and "<" not in done.stdout
 
-        assert is_counted()
+        assert is_counted() and is_counted(FREE)
         user = isolation.Program(host)
-        user.do("open", function)
-        assert not is_counted()
+        user.do("open", device)
+        assert not is_counted(), PERF_COUNTS
+        # what nobody can write stays the host's
+        assert is_counted(FREE)
         user.end("KILL")
         isolation.wait_for(is_counted)
-
-        pid = host.shell.run(f"{counts} 600 > /dev/null 2>&1 < /dev/null & echo $!").stdout.strip()
+        imc.nothing_left(host)
+        pid = host.shell.run(
+            f"{COUNTS} {IMC} sleep 600 > /dev/null 2>&1 < /dev/null & echo $!"
+        ).stdout.strip()
         isolation.wait_for(
             lambda: "perf_event" in host.shell.run(f"ls -l /proc/{pid}/fd", check=False).stdout
         )
         user = isolation.Program(host)
-        assert user.ask("open", function)["errno"] == EBUSY
+        assert user.ask("open", device)["errno"] == EBUSY
         host.shell.run(f"kill {shlex.quote(pid)}; while [ -d /proc/{pid} ]; do sleep 0.1; done")
-        user.do("open", function)
+        user.do("open", device)
         user.end("KILL")
         host.check()

@@ -1258,23 +1258,35 @@ COUNTERS = ("free-running", "programmed")
 
 
 def imc_rows(**spoilt: float) -> list[Measurement]:
-    """What a guest that has the counters gives; ``spoilt``: another value for one row of a name."""
+    """What a guest that has the counters gives; ``spoilt``: another value by ``setup_name``."""
     rows = []
-    for name, usual in (
-        ("read_exits", 0.0),
-        ("read_userspace_exits", 0.0),
-        ("cas_read_error_pct", 0.2),
-        ("cas_write_error_pct", 0.1),
-    ):
-        for counter in COUNTERS:
-            value = spoilt.get(name, usual) if counter == "programmed" else usual
-            one = row(value, usual, name=f"imc.{name}", variant="on", counter=counter)
-            rows.append(changed(one, series="uncore-pmu"))
+    for setup in ("trap", "map"):
+        for name, usual in (
+            ("read_exits", float(setup == "trap")),
+            ("read_userspace_exits", 0.0),
+            ("cas_read_error_pct", 0.2),
+            ("cas_write_error_pct", 0.1),
+            ("ras_registers_read", 14.0 * (setup == "map")),
+            ("ras_registers_changed", 0.0),
+            ("overflows_enabled", 0.0),
+            ("second_users", 0.0),
+        ):
+            for counter in COUNTERS if name.startswith(("read_", "cas_")) else (None,):
+                known = {} if counter is None else {"counter": counter}
+                value = usual
+                if counter in ("programmed", None):
+                    value = spoilt.get(f"{setup}_{name}", usual)
+                one = row(value, name=f"imc.{name}", variant="on", setup=setup, **known)
+                rows.append(changed(one, series="uncore-pmu"))
     return rows
 
 
 def imc_results(defaults: tuple[Check, ...], rows: list[Measurement]) -> dict[str, str]:
-    plan = made.plan(("imc",), [Config("on", "uncore-pmu", tests=("imc",))], testbed="amd")
+    plan = made.plan(
+        ("imc",),
+        [Config("on", "uncore-pmu", tests=("imc",), setups=("trap", "map"))],
+        testbed="amd",
+    )
     found = judge(defaults, rows, (), (), plan)
     return {
         one.name.removeprefix("uncore-pmu."): one.status
@@ -1290,9 +1302,16 @@ def test_a_guest_with_the_memory_controllers_counters_passes(defaults: tuple[Che
 @pytest.mark.parametrize(
     ("name", "value", "check"),
     [
-        ("read_exits", 0.001, "mapped-reads-take-no-exit"),
-        ("cas_read_error_pct", 1.5, "counts-are-right"),
-        ("cas_write_error_pct", 100.0, "counts-are-right"),
+        ("map_read_exits", 0.001, "mapped-reads-take-no-exit"),
+        ("trap_read_exits", 1.001, "trapped-reads-stay-in-kernel"),
+        ("trap_read_userspace_exits", 0.001, "trapped-reads-stay-in-kernel"),
+        ("trap_cas_read_error_pct", 1.5, "counts-are-right"),
+        ("map_cas_write_error_pct", 100.0, "counts-are-right"),
+        ("trap_ras_registers_read", 1.0, "memory-errors-stay-with-the-host"),
+        ("map_ras_registers_read", 0.0, "memory-errors-stay-with-the-host"),
+        ("map_ras_registers_changed", 1.0, "memory-errors-stay-with-the-host"),
+        ("trap_overflows_enabled", 1.0, "memory-errors-stay-with-the-host"),
+        ("map_second_users", 1.0, "one-user"),
     ],
 )
 def test_wrong_counts_and_exits_fail(
@@ -1302,6 +1321,11 @@ def test_wrong_counts_and_exits_fail(
     assert [one for one, status in found.items() if status == "fail"] == [check]
 
 
-def test_counters_that_were_not_measured_do_not_pass(defaults: tuple[Check, ...]) -> None:
-    rows = [one for one in imc_rows() if one.context["counter"] == "free-running"]
+@pytest.mark.parametrize("lost", ["trap", "map"])
+def test_counters_that_were_not_measured_do_not_pass(
+    defaults: tuple[Check, ...], lost: str
+) -> None:
+    rows = [one for one in imc_rows() if one.subject.setup != lost]
+    assert "error" in set(imc_results(defaults, rows).values())
+    rows = [one for one in imc_rows() if one.context.get("counter") == "free-running"]
     assert set(imc_results(defaults, rows).values()) == {"error"}

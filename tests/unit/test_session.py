@@ -300,7 +300,7 @@ def test_a_server_is_reached_before_anything_is_built(
     ("words", "message", "hint"),
     [
         (["--series", "direct-p2"], "no series 'direct-p2' to switch on", "'direct-p2p'"),
-        (["--series", "uncore-pmu"], "is a draft", "direct-p2p"),
+        (["--series", "pci-config-live"], "is a draft", "direct-p2p"),
         (["--series", "pci-ecam,direct-p3p"], "no series 'direct-p3p'", "'direct-p2p'"),
         (["--series", "pci-ecam", "--variant", "vanilla,off"], "vanilla and off", "--variant on"),
         (["--variant", "vanilla,of"], "there is no variant 'of'", "'off'"),

@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -256,6 +256,52 @@ echo "$old"
 """
         return self.shell.run(script, deadline_s=60).stdout.strip()
 
+    def vfio_device(self, name: str, driver: str) -> str:
+        """What a function that has a driver of its own for guests is for QEMU (``functions``).
+
+        Its PCI address; or, for a driver of the auxiliary bus, whose name is ``module.driver``,
+        the path in sysfs of the function's device on that bus (``auxiliary``).
+        """
+        return self.auxiliary(name) if "." in driver else self.functions[name]
+
+    def auxiliary(self, name: str) -> str:
+        """The path in sysfs of a function's device on the auxiliary bus (``functions``).
+
+        Raises MeasurementError where it has none.
+        """
+        address = self.functions[name]
+        found = self.shell.run(
+            f"for one in /sys/bus/pci/devices/{shlex.quote(address)}/*; do "
+            '[ "$(readlink -f "$one/subsystem")" = /sys/bus/auxiliary ] && echo "$one"; done',
+            check=False,
+        ).stdout.split()
+        if len(found) != 1:
+            raise MeasurementError(
+                f"{self.name}: {address} has no device on the auxiliary bus",
+                hint="boot a kernel with the patches of the series",
+            )
+        return f"/sys/bus/auxiliary/devices/{found[0].rpartition('/')[2]}"
+
+    def bind_auxiliary(self, device: str, driver: str) -> bool:
+        """Give an auxiliary device to a driver, ``module.driver``; whether it did not have it."""
+        script = f"""
+old=$(basename "$(readlink {device}/driver 2>/dev/null)" 2>/dev/null)
+modprobe {driver.partition(".")[0]} 2>/dev/null
+cd /sys/bus/auxiliary/drivers/{driver} || exit 1
+[ -e {device}/driver ] || echo {device.rpartition("/")[2]} > bind
+[ "$(basename "$(readlink {device}/driver)")" = {driver} ] || {{
+  echo "{driver} did not take {device}" >&2; exit 1; }}
+echo "$old"
+"""
+        return self.shell.run(script, deadline_s=60).stdout.strip() != driver
+
+    def unbind_auxiliary(self, device: str, driver: str) -> None:
+        """Take an auxiliary device from its driver."""
+        name = device.rpartition("/")[2]
+        self.shell.run(
+            f"echo {name} > /sys/bus/auxiliary/drivers/{driver}/unbind", deadline_s=60, check=False
+        )
+
     def unbind_vfio(self, address: str) -> None:
         """Give the function back to the driver that it matches."""
         device = f"/sys/bus/pci/devices/{address}"
@@ -272,22 +318,18 @@ echo "$old"
     ) -> Iterator[None]:
         """The functions with vfio-pci for as long as the context lasts.
 
-        ``drivers`` are those of further functions, by name (``functions``).
+        ``drivers`` are those of further functions, by name (``vfio_device``).
         """
         wanted = dict.fromkeys(addresses, "vfio-pci")
-        wanted |= {self.functions[name]: driver for name, driver in (drivers or {}).items()}
-        bound: list[str] = []
-        try:
-            for address, driver in wanted.items():
-                if self.bind_vfio(address, driver) != driver:
-                    bound.append(address)
+        wanted |= {self.vfio_device(name, one): one for name, one in (drivers or {}).items()}
+        with ExitStack() as undo:
+            for device, driver in wanted.items():
+                if "." in driver:
+                    if self.bind_auxiliary(device, driver):
+                        undo.callback(_or_warn, self.unbind_auxiliary, device, driver)
+                elif self.bind_vfio(device, driver) != driver:
+                    undo.callback(_or_warn, self.unbind_vfio, device)
             yield
-        finally:
-            for address in reversed(bound):
-                try:
-                    self.unbind_vfio(address)
-                except MeasurementError as error:
-                    ui.warn(error.message)
 
     def kernel_log(self, since: int = 0) -> KernelLog:
         """The kernel's messages behind sequence number ``since``."""
@@ -382,6 +424,13 @@ def reported_errors(lines: Iterable[str]) -> list[str]:
     """What a kernel's log says of reported PCIe errors (drivers/pci/pcie/aer.c, err.c)."""
     said = re.compile(r"AER: (?!enabled with IRQ)|PCIe Bus Error|device recovery")
     return [line for line in lines if said.search(line)]
+
+
+def _or_warn(undo: Callable[..., None], *arguments: str) -> None:
+    try:
+        undo(*arguments)
+    except MeasurementError as error:
+        ui.warn(error.message)
 
 
 def _modprobe(module: str, values: Mapping[str, str]) -> str:

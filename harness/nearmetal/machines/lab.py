@@ -242,13 +242,14 @@ class Lab:
         """
         kernel = self.guest_kernel(config)
         words = list(config.qemu_args)
-        for name in config.functions:
+        for name, driver in config.functions.items():
             if name not in host.functions:
                 raise UsageError(
                     f"the host {host.name} has no function '{name}' for variant {config.label}",
                     hint=f"give its address in the inventory: functions: {{{name}: ...}}",
                 )
-            words = [word.replace(f"{{{name}}}", host.functions[name]) for word in words]
+            device = host.vfio_device(name, driver)
+            words = [word.replace(f"{{{name}}}", device) for word in words]
         return GuestParts(
             qemu=self.qemu(config),
             kernel=kernel,

@@ -10,16 +10,20 @@ where nothing else is counted, exactly; on a server it is the least that must be
 from __future__ import annotations
 
 import base64
+import dataclasses
+import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from ...core.errors import MeasurementError
 from ...core.model import Measurement
-from ...machines.equipment import PCIE, Equipment
-from ...machines.host import find_function
+from ...machines.equipment import ARRANGED, PCIE, Equipment
+from ...machines.guest import GuestParts
+from ...machines.host import Host, find_function
 from ...machines.shell import Shell
 from .. import p2p
-from ..api import Metric, Test, Unit
+from ..api import Metric, Setup, Test, Unit
 from ..bench import Bench
 
 LINE = 64
@@ -37,7 +41,19 @@ FREE_READ, FREE_WRITE = "event=0xff,umask=0x20", "event=0xff,umask=0x21"
 MMIO_BASE, MEMORY_CONTROLLER = 0xD0, 0xD8
 FREE_RUNNING_READ, CHANNEL_0, COUNTER_0 = 0x2290, 0x22800, 0x08
 """Offsets of registers at a memory controller."""
+CHANNEL_STRIDE = 0x4000
 PAGE = 4096
+CHANNEL_PAGE = CHANNEL_0 & -PAGE
+BOX = CHANNEL_0 - CHANNEL_PAGE
+"""Where the PMU's registers begin in the page of a channel."""
+BOX_SIZE = 0x58
+CONTROL_0, CONTROL_2, COUNTER_2 = 0x40, 0x48, 0x18
+"""Offsets in a channel's box."""
+ENABLE, OVERFLOW = 1 << 22, 1 << 20
+"""Bits of a control: the counter counts; its overflow interrupts, which is the host's business."""
+MODULE = "vfio_icx_imc"
+DRIVER = f"{MODULE}.icx_imc"
+"""The driver's name on the auxiliary bus."""
 
 FUNCTION = (0x8086, 0x3451)
 """Vendor and device of the function (SNR_MC_DEVICE_ID)."""
@@ -141,6 +157,8 @@ def measure(bench: Bench) -> list[Measurement]:
     first = controllers(shell)[0]
     disk, _ = p2p.find(shell.run(p2p.FIND).stdout)
     rows = [*counted(bench, disk), *exits(bench, first)]
+    if ARRANGED in bench.host.equipment.has:
+        rows += protected(bench, first)
     bench.guest.check()
     return rows
 
@@ -187,6 +205,88 @@ def exits(bench: Bench, controller: int) -> list[Measurement]:
     return rows
 
 
+def registers(shell: Shell, address: int, length: int) -> dict[int, int]:
+    """The dwords of a range that are not zero, by offset."""
+    said = shell.run(f"nm-mmio scan {address:#x} {length:#x}").stdout
+    return {int(at, 16): value for at, value in json.loads(said)["dwords"].items()}
+
+
+def write(shell: Shell, *values: tuple[int, int, int]) -> None:
+    """Write registers: addresses, values, and how many bits."""
+    shell.run("; ".join(f"nm-mmio write {at:#x} {bits} {value:#x}" for at, value, bits in values))
+
+
+def others(page: Mapping[int, int]) -> dict[int, int]:
+    """The registers of a channel's page that are not the PMU's: those for RAS."""
+    return {at: value for at, value in page.items() if not BOX <= at < BOX + BOX_SIZE}
+
+
+def protected(bench: Bench, controller: int) -> list[Measurement]:
+    """What the guest can read and change that is not the PMU's, and who else can have it.
+
+    At the end counters hold something, so that ``nothing_left`` can see that they are reset. Not
+    on a server: RAS registers are written.
+    """
+    guest, host = bench.guest.shell, bench.host.shell
+    there = controllers(host)[0] + CHANNEL_PAGE
+    here = controller + CHANNEL_PAGE
+    before = others(registers(host, there, PAGE))
+    if not before:
+        raise MeasurementError("the host's memory controllers have no RAS registers to protect")
+    seen = others(registers(guest, here, PAGE))
+    write(guest, *((here + at, 0, 32) for at in before))
+    after = others(registers(host, there, PAGE))
+    control = here + BOX + CONTROL_0
+    write(guest, (control, OVERFLOW | ENABLE | 4, 32))
+    taken = registers(host, there + BOX, BOX_SIZE).get(CONTROL_0, 0)
+    if taken & ~OVERFLOW != ENABLE | 4:
+        raise MeasurementError(f"the guest's write of a control came out as {taken:#x}")
+    second = host.run(f"sh -c {shlex.quote(OPEN)} sh {bench.host.auxiliary('imc')}", check=False)
+    if second.status and "busy" not in second.stdout:
+        raise MeasurementError("the device cannot be opened again", detail=second.stdout)
+    box = controller + CHANNEL_0
+    write(guest, (box + CONTROL_2, ENABLE | 0x3004, 32), (box + COUNTER_2, 0x123456, 64))
+    return [
+        bench.row("imc.ras_registers_read", [float(len(seen))]),
+        bench.row(
+            "imc.ras_registers_changed",
+            [float(sum(after.get(at) != value for at, value in before.items()))],
+        ),
+        bench.row("imc.overflows_enabled", [float(bool(taken & OVERFLOW))]),
+        bench.row("imc.second_users", [float(second.status == 0)]),
+    ]
+
+
+OPEN = "exec 2>&1 3<> /dev/vfio/$(basename $(readlink -f $1/iommu_group))"
+"""Opens the vfio group of the device ``$1``."""
+
+
+def nothing_left(host: Host) -> None:
+    """Raise MeasurementError if a register of a channel is not zero when the guest is gone."""
+    if ARRANGED not in host.equipment.has:
+        return
+    for controller in controllers(host.shell):
+        for channel in range(CHANNELS):
+            box = controller + CHANNEL_0 + channel * CHANNEL_STRIDE
+            left = registers(host.shell, box, BOX_SIZE)
+            if left:
+                raise MeasurementError(
+                    f"the guest has left {left} in the registers at {box:#x} of {host.name}"
+                )
+
+
+def trapped(host: Host, parts: GuestParts) -> GuestParts:
+    """The guest of the variant, with no register mapped."""
+    extra = tuple(word.replace("mmap-read=on", "mmap-read=off") for word in parts.extra)
+    return dataclasses.replace(parts, extra=extra)
+
+
+TRAP = Setup("trap", modules={MODULE: {"map": "N"}}, shape=trapped, after=nothing_left)
+"""KVM answers each access."""
+MAP = Setup("map", after=nothing_left)
+"""The guest reads pages that are mapped; as the variant alone says."""
+
+
 def lacks(equipment: Equipment, unit: Unit) -> str | None:
     """What a host has not that the test needs: the function, and p2p's disk."""
     if "imc" not in equipment.functions:
@@ -229,8 +329,37 @@ TEST = Test(
             keys=_COUNTER,
             variants=("on",),
         ),
+        Metric(
+            "imc.ras_registers_read",
+            "registers",
+            "registers of a memory controller that are not its counters', and that the guest reads",
+            variants=("on",),
+            needs=(ARRANGED,),
+        ),
+        Metric(
+            "imc.ras_registers_changed",
+            "registers",
+            "those that are other than before when the guest has written them",
+            variants=("on",),
+            needs=(ARRANGED,),
+        ),
+        Metric(
+            "imc.overflows_enabled",
+            "controls",
+            "controls by which the guest could have an overflow interrupt the host",
+            variants=("on",),
+            needs=(ARRANGED,),
+        ),
+        Metric(
+            "imc.second_users",
+            "users",
+            "users beside the guest that the host's kernel lets in",
+            variants=("on",),
+            needs=(ARRANGED,),
+        ),
     ),
     order=40,
+    setups=(TRAP, MAP),
     needs=(PCIE,),
     lacks=lacks,
     opt_in=True,
