@@ -60,7 +60,6 @@ def perf_and_a_user(conf: Settings, cache: Cache, config: variants.Config, tmp_p
         assert is_counted(FREE)
         user.end("KILL")
         isolation.wait_for(is_counted)
-        imc.nothing_left(host)
         pid = host.shell.run(
             f"{COUNTS} {IMC} sleep 600 > /dev/null 2>&1 < /dev/null & echo $!"
         ).stdout.strip()

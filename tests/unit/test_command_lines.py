@@ -31,7 +31,7 @@ HOSTS = {
     "host-bare": dataclasses.replace(HOST, iommu=False),
     "host-ats": dataclasses.replace(HOST, ats=True),
     "host-counting": dataclasses.replace(HOST, counter=Path("/s/nm-insns.so")),
-    "host-with-memory-controllers": dataclasses.replace(HOST, extra=emulator.MEMORY_CONTROLLERS),
+    "host-with-more": dataclasses.replace(HOST, extra=("-device", "pcie-testdev")),
 }
 GUESTS = {
     "guest-plain": GUEST,

@@ -4,8 +4,9 @@
 The host has an x3130 switch with two NVMe functions below it: ``peer`` with a controller
 memory buffer and ``disk``, the initiator. Below another root port is a cascade as on DGX A100: an
 initiator below one switch, and a target below a second one, which is below the first. The switches
-route DMA by the PCIe rules and count it (testbed series pcie-acs-routing). The IOMMU is VT-d, also
-beside an AMD CPU: it is the one that QEMU emulates well enough for vfio-pci. 9p shows the host the
+route DMA by the PCIe rules and count it (testbed series pcie-acs-routing). Beside its CPU with SVM
+it has the functions and the counters of an Ice Lake-SP socket's memory controllers (icx-imc). The
+IOMMU is VT-d: it is the one that QEMU emulates well enough for vfio-pci. 9p shows the host the
 cache's store.
 """
 
@@ -152,6 +153,7 @@ def command_line(
         *("-device", "ivshmem-plain,memdev=shift"),
         *("-drive", f"file={scratch}/high.raw,if=none,id=high,format=raw,cache=unsafe"),
         *CASCADE,
+        *MEMORY_CONTROLLERS,
         *plugin,
         *parts.extra,
     ]
