@@ -55,6 +55,20 @@ PLANTED = {
         more=1,
         follow=frozenset({"lspci.userspace_exits_cacheable"}),
     ),
+    "linux-pmu-fastpath": Planted(
+        series="pmu-fastpath",
+        test="vmexit",
+        check="pmu-fastpath.selector-writes-do-not-switch",
+        checks=frozenset(),
+        figure="vmexit.agent.pmu_switches_per_sample",
+        more=0.9,
+        follow=frozenset(
+            {
+                "pmu.selector_write_instructions",
+                "vmexit.agent.pmu_switches_by_cause",
+            }
+        ),
+    ),
 }
 
 
@@ -171,3 +185,21 @@ def test_a_night_with_it_names_it(tmp_path: Path, name: str) -> None:
     assert max(added.values()) >= one.more
     if one.figure.endswith("exits"):
         assert set(added.values()) == {one.more}
+
+
+@pytest.mark.parametrize("name", sorted(PLANTED))
+def test_bisect_names_the_patch(tmp_path: Path, name: str) -> None:
+    one = PLANTED[name]
+    planted = tmp_path / "planted"
+    states.copy(REPO, planted)
+    good = len(list((planted / "patches/linux" / one.series).glob("0*.patch")))
+    plant(name, planted)
+    words = ["bisect", one.check, "--series", one.series, "--tree", "linux", "--good", str(good)]
+    done = nearmetal(planted, *words, "--json", "--results-dir", str(tmp_path / "results"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    subject = states.subject_of(FOLDER / f"{name}.patch")
+    number = f"{good + 1:04}"
+    assert found["line"] == f"first bad: patch {number} {subject} (linux/{one.series})"
+    outcomes = {judged["changes"]: judged["outcome"] for judged in found["judged"]}
+    assert outcomes == {good: "good", good + 1: "bad"}
