@@ -136,7 +136,6 @@ def test_with_a_tree_the_other_part_is_whole(tmp_path: Path) -> None:
     [
         ("pci-ekam", None, "there is no series"),
         ("pmu-fastpath", "qemu", "has no patches for qemu"),
-        ("pci-config-live", None, "is in nothing whose checks are run"),
         ("tcg-svm", None, "is in nothing whose checks are run"),
     ],
 )
