@@ -550,7 +550,12 @@ def _windows(
         ranges += one.windows
         for other in (one, *survey.beside(one)):
             ranges += other.bars
-    high = sorted((one.first, one.last) for one in ranges if one.is_high)
+    # in whole GiB, so that no RAM behind one is off from the pages of 1 GiB that it is made of
+    high = sorted(
+        (max(one.first // GIB * GIB, 4 * GIB), -(-(one.last + 1) // GIB) * GIB - 1)
+        for one in ranges
+        if one.is_high
+    )
     low = [one.first for one in ranges if not one.is_high]
     joined: list[tuple[int, int]] = []
     for first, last in high:
