@@ -27,6 +27,7 @@ from ..machines.shell import Shell, connect
 from ..patches import series, variants
 from ..probes import drawing, topology
 from .common import Commands, server_of, target
+from .copies import LOOK, copies
 from .switches import Finding, switches
 
 TOOLS = {
@@ -181,6 +182,8 @@ def remote(shell: Shell) -> list[Finding]:
             else "CONFIG_SYNTH_EVENTS, CONFIG_HIST_TRIGGERS; mount tracefs",
         )
     )
+    if iommus:
+        found += copies(shell.run(LOOK, check=False).stdout)
     return found
 
 
