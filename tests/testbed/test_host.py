@@ -32,7 +32,7 @@ from nearmetal.measure import tools
 from nearmetal.measure.api import Unit
 from nearmetal.measure.bench import Bench
 from nearmetal.patches import variants
-from nearmetal.probes import topology
+from nearmetal.probes import routes, topology
 from nearmetal.probes.tracing import counting
 from nearmetal.runs import execute
 from nearmetal.runs import plan as plans
@@ -97,6 +97,9 @@ def test_doctor_shows_the_switch_of_a_host_of_an_inventory(
         ).stdout.splitlines()
     )
     assert set(ports.values()) == {"001d"}
+    counted = routes.read(host.shell)
+    assert set(counted.acs) == set(ports)
+    assert counted.total == routes.NOTHING
     for port in ports:
         assert f"  {port} 104c:8233 port, ACS SV+RR+CR+UF (redirects)" in said
     assert f"{peer} 1b36:0010 class 010802, driver vfio-pci, " in said

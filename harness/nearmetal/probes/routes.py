@@ -60,17 +60,17 @@ class Ports:
         return sum(self.routed.values(), NOTHING)
 
 
+_REGISTERS = " ".join(
+    f"ECAP0023+{_FIRST + 8 * number + half:x}.L" for number in range(7) for half in (4, 0)
+)
 _READ = """
 for p in $(lspci -D -d 104c:8233 | cut -d' ' -f1); do
-  setpci -s $p ECAP0023+8.L >/dev/null 2>&1 || continue
-  set --
-  for i in 0 1 2 3 4 5 6; do
-    l=$(printf %x $(({first}+8*i))); h=$(printf %x $(({first}+4+8*i)))
-    set -- "$@" $(setpci -s $p ECAP0023+$h.L)$(setpci -s $p ECAP0023+$l.L)
-  done
-  echo $p $(setpci -s $p ECAP_ACS+6.W) "$@"
+  found=$(setpci -s $p ECAP_ACS+6.W {registers} 2>/dev/null) || continue
+  set -- $found
+  echo $p $1 $2$3 $4$5 $6$7 $8$9 ${10}${11} ${12}${13} ${14}${15}
 done
-""".replace("{first}", str(_FIRST))
+""".replace("{registers}", _REGISTERS)
+"""One program a port: each setpci looks at all functions of the host first."""
 
 
 def parse(listing: str) -> Ports:
