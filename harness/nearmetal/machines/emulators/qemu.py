@@ -48,12 +48,12 @@ MEMORY_CONTROLLERS = (
 """Functions of Ice Lake-SP (testbed series icx-imc); they need no CPU that has them."""
 _DOWNSTREAM = "xio3130-downstream,bus=up0,acs=on"
 CASCADE = (
-    *("-device", "pcie-root-port,id=rpc,chassis=20,slot=20"),
+    *("-device", "pcie-root-port,id=rpc,chassis=40,slot=40"),
     *("-device", "x3130-upstream,id=outer,bus=rpc,p2p-routing=on"),
-    *("-device", "xio3130-downstream,bus=outer,acs=on,id=outer0,port=1,chassis=21,slot=21"),
-    *("-device", "xio3130-downstream,bus=outer,acs=on,id=outer1,port=2,chassis=22,slot=22"),
+    *("-device", "xio3130-downstream,bus=outer,acs=on,id=outer0,port=1,chassis=41,slot=41"),
+    *("-device", "xio3130-downstream,bus=outer,acs=on,id=outer1,port=2,chassis=42,slot=42"),
     *("-device", "x3130-upstream,id=inner,bus=outer1,p2p-routing=on"),
-    *("-device", "xio3130-downstream,bus=inner,acs=on,id=inner0,port=1,chassis=23,slot=23"),
+    *("-device", "xio3130-downstream,bus=inner,acs=on,id=inner0,port=1,chassis=43,slot=43"),
     *("-device", f"nvme,serial={DEEP_PEER_SERIAL},cmb_size_mb=64,pcie-aer=on,bus=inner0"),
     *("-device", f"nvme,serial={HIGH_DISK_SERIAL},drive=high,pcie-aer=on,bus=outer0"),
 )
