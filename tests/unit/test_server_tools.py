@@ -473,7 +473,7 @@ def lab(
     tool = one_end("nvbandwidth", program(tmp_path, "nv", text), tests=asked)
     host.equipment = Equipment(tools=(tool,), assign=(PEER, DISK))
     monkeypatch.setattr(execute, "counting", nothing)
-    monkeypatch.setattr(p2p, "layout", lambda _: around([Range(1 << 33, (1 << 33) + 1)], 4096))
+    monkeypatch.setattr(p2p, "layout", lambda *_: around([Range(1 << 33, (1 << 33) + 1)], 4096))
     settings = Settings(tmp_path, tmp_path, tmp_path, testbed="amd")
     return fakes.FakeLab(settings, Cache(tmp_path)), host, tmp_path
 

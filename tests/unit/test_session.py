@@ -22,6 +22,7 @@ from nearmetal.cli import bootcmd
 from nearmetal.cli.main import main
 from nearmetal.core.cache import Cache, process
 from nearmetal.core.errors import MeasurementError, UsageError
+from nearmetal.core.settings import Settings
 from nearmetal.machines import session
 from nearmetal.machines.session import Session
 from nearmetal.machines.shell import Address
@@ -300,7 +301,6 @@ def test_a_server_is_reached_before_anything_is_built(
     ("words", "message", "hint"),
     [
         (["--series", "direct-p2"], "no series 'direct-p2' to switch on", "'direct-p2p'"),
-        (["--series", "pci-config-live"], "is a draft", "direct-p2p"),
         (["--series", "pci-ecam,direct-p3p"], "no series 'direct-p3p'", "'direct-p2p'"),
         (["--series", "pci-ecam", "--variant", "vanilla,off"], "vanilla and off", "--variant on"),
         (["--variant", "vanilla,of"], "there is no variant 'of'", "'off'"),
@@ -315,6 +315,21 @@ def test_names_in_lists(
     said = capsys.readouterr().err
     assert message in said
     assert hint in said
+
+
+def test_a_draft_cannot_be_switched_on(tmp_path: Path) -> None:
+    import dataclasses
+
+    from nearmetal.patches.series import load_series
+
+    repo = Path(__file__).parents[2]
+    every = [
+        dataclasses.replace(one, draft=one.name == "pci-config-live")
+        for one in load_series(repo / "patches", known=plan.known())
+    ]
+    settings = Settings(repo, tmp_path, tmp_path)
+    with pytest.raises(UsageError, match="is a draft"):
+        execute.chosen(settings, every, (), ["pci-config-live"])
 
 
 def test_of_a_kernel_of_the_user_s_vanilla_alone_is_the_default(tmp_path: Path) -> None:
