@@ -106,10 +106,11 @@ def test_doctor_shows_the_switch_of_a_host_of_an_inventory(
     assert "owner nobody" in said
     in_the_way = re.findall("no direct peer-to-peer: ([^│]*)", said)
     assert f"{disk} is the host's (driver nvme) [not the user's]" in map(str.strip, in_the_way)
-    # both below the other root port
+    # both below the other root port; the inner one of its two switches has one of them alone
     others = sorted(host.cascade.values())
     assert sorted(one.strip() for one in in_the_way if disk not in one) == [
-        f"{one} is the host's (driver nvme) [not the user's]" for one in others
+        *(f"{one} is the host's (driver nvme) [not the user's]" for one in others),
+        "does not have two functions below different ports",
     ]
 
 
