@@ -33,7 +33,7 @@ from nearmetal.core.text import number
 from nearmetal.report.cards import cards, short
 from nearmetal.report.document import find_logs, publish, read, write, write_atomically
 from nearmetal.report.junit import junit
-from nearmetal.report.markdown import update_readme
+from nearmetal.report.markdown import render_headlines, update_readme
 from nearmetal.report.page import render_html
 from nearmetal.report.plot import draw
 from nearmetal.report.tables import (
@@ -474,9 +474,12 @@ def exits(value: float, variant: Variant = "vanilla", **more: Any) -> Measuremen
 
 
 def test_a_figure_needs_rows_before_and_after_and_prefers_the_plain_setup() -> None:
-    def found(one: Headline, *rows: Measurement) -> list[tuple[float, float]]:
+    def found(one: Headline, *rows: Measurement) -> list[tuple[float | None, float]]:
         (card,) = cards(with_headline(one, *rows))
-        return [(each.before.median, each.after.median) for each in card.figures]
+        return [
+            (None if each.before is None else each.before.median, each.after.median)
+            for each in card.figures
+        ]
 
     on = exits(2, "on")
     assert found(headline(), exits(9), on) == [(9, 2)]
@@ -492,6 +495,17 @@ def test_a_figure_needs_rows_before_and_after_and_prefers_the_plain_setup() -> N
     assert found(headline(rows={"path": "cf8"}), exits(9, path="cf8"), on) == []
     after = headline(before={"path": "cf8"}, after={"path": None})
     assert found(after, exits(9, path="cf8"), exits(5, path="ecam"), on) == [(9, 2)]
+
+
+def test_what_no_guest_had_before_is_a_figure_without_a_before() -> None:
+    """imc.read_exits is measured in the variant ``on`` alone; a metric of all needs two rows."""
+    row = made.row(1, name="imc.read_exits", variant="on", series="pci-config-cache")
+    report = with_headline(Headline("imc.read_exits", "exits for a read"), row)
+    (card,) = cards(report)
+    (figure,) = card.figures
+    assert (figure.before, figure.after.median) == (None, 1)
+    assert "This run lacks its figure" not in Page(render_html(report)).words
+    assert "| - | **1** |" in render_headlines(report)
 
 
 def test_a_series_that_could_not_be_measured_has_a_card_that_says_so() -> None:

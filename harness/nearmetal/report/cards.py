@@ -22,9 +22,12 @@ class Figure:
     rows: Mapping[Variant, Measurement]
 
     @property
-    def before(self) -> Measurement:
-        """The row without the series: vanilla's, or else that of ``off``."""
-        return self.rows["vanilla"] if "vanilla" in self.rows else self.rows["off"]
+    def before(self) -> Measurement | None:
+        """The row without the series: vanilla's, or else that of ``off``.
+
+        None of what only a guest with the series has.
+        """
+        return self.rows.get("vanilla", self.rows.get("off"))
 
     @property
     def after(self) -> Measurement:
@@ -70,7 +73,10 @@ def _lacks(check: CheckResult, series: str) -> bool:
 
 
 def figures(report: Report, feature: Feature) -> list[Figure]:
-    """The headlines that the run has both before and after, those of its first host first."""
+    """The headlines that the run has, both before and after where there is a before.
+
+    Those of its first host come first.
+    """
     testbeds = list(dict.fromkeys(row.subject.testbed for row in report.measurements))
     found = [
         figure
@@ -133,9 +139,15 @@ def _figure(report: Report, series: str, headline: Headline, testbed: str | None
             some = [row for row in some if row.subject.setup is None]
         if len(some) == 1:
             rows[variant] = some[0]
-    if "on" not in rows or len(rows) < 2:
+    if "on" not in rows or (len(rows) < 2 and not _is_new(headline.metric)):
         return None
     return Figure(headline, testbed, rows)
+
+
+def _is_new(metric: str) -> bool:
+    """Whether only ``on`` of a series can have a metric, as one of what no guest had before."""
+    known = registry.metrics().get(metric)
+    return known is not None and known.variants == ("on",)
 
 
 def short(value: float, unit: str) -> str:

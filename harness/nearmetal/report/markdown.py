@@ -23,7 +23,7 @@ def render_headlines(report: Report) -> str:
             cells = (
                 f"`{card.feature.name}`",
                 f"{figure.headline.label}{where}",
-                number(figure.before.median),
+                "-" if figure.before is None else number(figure.before.median),
                 f"**{number(row.median)}**",
                 row.unit.partition("/")[0],
             )
