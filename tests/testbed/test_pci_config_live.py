@@ -104,7 +104,6 @@ def test_kvm_selftest_passes(
     kvm_selftest(conf, cache, on, machine)
 
 
-@pytest.mark.nightly
 def test_vfio_selftest_passes(
     conf: Settings, cache: Cache, on: variants.Config, machine: Host
 ) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,25 +64,9 @@ def image(settings: Settings, cache: Cache) -> Image:
         tar = work / "root.tar"
         excluded = [f"--dpkgopt=path-exclude={pattern}" for pattern in recipe["exclude"]]
         log = cache.root / "tmp" / f"{work.name}.log"
-        proc.run(
-            [
-                "mmdebstrap",
-                f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
-                "--variant=essential",
-                "--dpkgopt=force-unsafe-io",
-                *excluded,
-                f"--include={','.join(recipe['packages'])}",
-                "--format=tar",
-                recipe["suite"],
-                tar,
-                archive.sources_file,
-            ],
-            deadline_s=1800,
-            env={"SOURCE_DATE_EPOCH": "1"},
-            log=log,
-            tree=True,
-            hint="check the network; without root user namespaces must be allowed",
-        )
+        words = ("--variant=essential", "--dpkgopt=force-unsafe-io", *excluded, "--format=tar")
+        packages = recipe["packages"]
+        archive.root(tar, recipe["suite"], packages, words=words, log=log, deadline_s=1800)
         squash = work / "debian.squashfs"
         pack = 'exec tar2sqfs -c zstd -X level=3 -f -q "$1" < "$0"'
         proc.run(["sh", "-c", pack, tar, squash], deadline_s=600, log=log)

@@ -8,9 +8,10 @@ nothing on the machine is changed and no root is needed.
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,6 +152,38 @@ class Archive:
 
     def _env(self) -> dict[str, str]:
         return {"APT_CONFIG": str(self.folder / "apt.conf"), "LC_ALL": "C.UTF-8"}
+
+    def root(
+        self,
+        target: Path,
+        suite: str,
+        packages: Sequence[str],
+        *,
+        words: Sequence[str],
+        log: Path,
+        deadline_s: float,
+    ) -> None:
+        """Make a root file system of a suite in ``target`` by mmdebstrap; ``words``: its options.
+
+        It runs as root, or in a user namespace where the machine allows that. Raises
+        CommandFailed, a kind of EnvironmentBroken.
+        """
+        proc.run(
+            [
+                "mmdebstrap",
+                f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+                *words,
+                f"--include={','.join(packages)}",
+                suite,
+                target,
+                self.sources_file,
+            ],
+            deadline_s=deadline_s,
+            env={"SOURCE_DATE_EPOCH": "1"},
+            log=log,
+            tree=True,
+            hint="check the network; without root user namespaces must be allowed",
+        )
 
     def fetch(self, file: File, folder: Path) -> Path:
         """Download a file and verify its SHA-256; apt goes on where a broken one stopped.
